@@ -1,0 +1,90 @@
+"""The two nouns that cross rooms: a `Case` goes in, a `Result` comes out."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from medgen.geometry import Grid
+from medgen.provenance import Provenance
+
+Kind = Literal["nifti", "dicom"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One volume to work on, found but not yet read.
+
+    Attributes:
+        name: what records, logs and file names call it. For NIfTI its path relative to the input (or a hash of that path);
+            for DICOM always `dicom-` and a salted hash of its SeriesInstanceUID. Unique within a run.
+        kind: the format it came in.
+        files: the files that make it up, absolute; for DICOM in order along the slice normal (one file if multi-frame).
+        stem: where its results go relative to the output folder, without extension; mirrors the input.
+        relative: its path relative to the input. It may hold a patient's name: keep it out of records, logs and file names.
+        extension: of the input file, `".nii"`, `".nii.gz"` or `".dcm"`.
+        modality: DICOM modality where the file says it, else "".
+        description: in a few words what the headers say it is (never who): type, sequence, echo.
+        grid: its lattice where the headers give it.
+        excluded: the rule that leaves it out ("localizer"), else "". Recorded as `skipped`.
+        refused: why it cannot be used, known from the headers alone, else "". Recorded as `failed` at stage `read`.
+        flags: what a reader should know, such as `"irregular-spacing"`.
+    """
+
+    name: str
+    kind: Kind
+    files: tuple[Path, ...]
+    stem: PurePosixPath
+    relative: PurePosixPath
+    extension: str
+    modality: str = ""
+    description: str = ""
+    grid: Grid | None = None
+    excluded: str = ""
+    refused: str = ""
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class OutputKind:
+    """What a bundle makes, in the field's terms.
+
+    Attributes:
+        suffix: BIDS suffix of the result, such as `"T2w"`, `"CT"`.
+        modality: DICOM modality of the result, `"MR"` or `"CT"`.
+        description: one line for a series description and a caption, such as `"Synthetic T2-weighted"`.
+        unit: `"HU"` or `"arbitrary"`.
+    """
+
+    suffix: str
+    modality: str
+    description: str
+    unit: str = "arbitrary"
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """One finished volume, in output units on the grid of its input, not yet written.
+
+    Attributes:
+        case: what it was made from.
+        kind: what it is.
+        image: voxels `(X, Y, Z)`, float32, in the units of `kind.unit`.
+        source: the input voxels `(X, Y, Z)` on the same grid, for the preview.
+        grid: the lattice of both; the input's own, or the regular one it was resampled to (then flagged `regridded`).
+        provenance: who made it.
+        flags: quality flags, such as `"regridded"`, `"input-contrast"`.
+        seconds: time by stage `[s]`.
+    """
+
+    case: Case
+    kind: OutputKind
+    image: npt.NDArray[np.float32]
+    source: npt.NDArray[np.float32]
+    grid: Grid
+    provenance: Provenance
+    flags: tuple[str, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)

@@ -1,0 +1,61 @@
+"""Everything medgen raises on purpose.
+
+MedgenError
+├── InputError              one case cannot be used; the run goes on with the next
+│   ├── UnreadableError     the file is empty, truncated, of another format, or its codec is missing
+│   ├── GeometryError       the slices do not form the regular grid that they claim
+│   └── IntensityError      NaN, infinite or constant voxels
+├── OutputError             a result cannot be written (disk full, no permission, would not fit the type)
+├── NoInputError            nothing to work on was found
+├── ManifestError           a data manifest is not valid
+├── BundleError             a bundle is incomplete, or its weights are not the ones it names
+│   └── UntrustedError      a bundle from elsewhere is code, and nobody has said that it may run
+└── DeviceError             the device asked for is not there, or too small for the smallest region
+
+A message says what was expected, what was found, where, and what to try, in two lines at most. It never holds a patient's
+name, ID or birth date, and names files relative to the input.
+"""
+
+
+class MedgenError(Exception):
+    """Base of all errors that medgen raises on purpose."""
+
+
+class InputError(MedgenError):
+    """One case cannot be used; `run` adds the case and the stage."""
+
+
+class UnreadableError(InputError):
+    """The file is empty, truncated, of another format, or compressed with a codec that is not installed."""
+
+
+class GeometryError(InputError):
+    """The slices do not form the regular grid that they claim."""
+
+
+class IntensityError(InputError):
+    """The voxels are NaN, infinite or all the same."""
+
+
+class OutputError(MedgenError):
+    """A result cannot be written."""
+
+
+class NoInputError(MedgenError):
+    """Nothing to work on was found."""
+
+
+class ManifestError(MedgenError):
+    """A data manifest is not valid."""
+
+
+class BundleError(MedgenError):
+    """A bundle is incomplete, or its weights are not the ones that it names."""
+
+
+class UntrustedError(BundleError):
+    """A bundle from elsewhere is code, and nobody has said that it may run."""
+
+
+class DeviceError(MedgenError):
+    """The device asked for is not there, or too small for the smallest region."""

@@ -1,0 +1,1 @@
+"""Networks that MONAI lacks, one family a file."""

@@ -1,0 +1,1 @@
+"""Files become cases and volumes; geometry is checked, not guessed."""

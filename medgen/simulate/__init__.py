@@ -1,0 +1,1 @@
+"""Images made by formula, with known truth."""

@@ -1,0 +1,1 @@
+"""Results become files that another system can open."""
