@@ -27,6 +27,7 @@ class Case:
         relative: its path relative to the input. It may hold a patient's name: keep it out of records, logs and file names.
         extension: of the input file, `".nii"`, `".nii.gz"` or `".dcm"`.
         modality: DICOM modality where the file says it, else "".
+        study: its StudyInstanceUID where there is one, to choose among the series of a study; keep it out of records.
         description: in a few words what the headers say it is (never who): type, sequence, echo.
         grid: its lattice where the headers give it.
         excluded: the rule that leaves it out ("localizer"), else "". Recorded as `skipped`.
@@ -41,6 +42,7 @@ class Case:
     relative: PurePosixPath
     extension: str
     modality: str = ""
+    study: str = ""
     description: str = ""
     grid: Grid | None = None
     excluded: str = ""

@@ -1,0 +1,32 @@
+# Two commands do everything on a machine with Python 3.11+, git and make: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test test-all check setup clean
+
+demo: $(READY)  ## a simulated T1 brain becomes a T2: NIfTI, DICOM, a picture and a run report in demo_output/
+	@$(BIN)/python -m medgen.demo demo_output
+
+test: $(READY)  ## the default suite: offline, on the CPU, under 10 minutes on two cores
+	$(BIN)/python -m pytest
+
+test-all: $(READY)  ## everything, the slow tests too
+	$(BIN)/python -m pytest -m ""
+
+check: $(READY)  ## style, types and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+setup: $(READY)  ## only the environment
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) demo_output build dist
