@@ -19,12 +19,13 @@ class Case:
     """One volume to work on, found but not yet read.
 
     Attributes:
-        name: what records, logs and file names call it. For NIfTI its path relative to the input (or a hash of that path);
-            for DICOM always `dicom-` and a salted hash of its SeriesInstanceUID. Unique within a run.
+        name: what records, logs and file names call it. For NIfTI its path relative to the input (or a hash of that
+            path); for DICOM always `dicom-` and a salted hash of its SeriesInstanceUID. Unique within a run.
         kind: the format it came in.
         files: the files that make it up, absolute; for DICOM in order along the slice normal (one file if multi-frame).
         stem: where its results go relative to the output folder, without extension; mirrors the input.
-        relative: its path relative to the input. It may hold a patient's name: keep it out of records, logs and file names.
+        relative: its path relative to the input. It may hold a patient's name: keep it out of records, logs and file
+            names.
         extension: of the input file, `".nii"`, `".nii.gz"` or `".dcm"`.
         modality: DICOM modality where the file says it, else "".
         study: its StudyInstanceUID where there is one, to choose among the series of a study; keep it out of records.

@@ -12,8 +12,8 @@ MedgenError
 │   └── UntrustedError      a bundle from elsewhere is code, and nobody has said that it may run
 └── DeviceError             the device asked for is not there, or too small for the smallest region
 
-A message says what was expected, what was found, where, and what to try, in two lines at most. It never holds a patient's
-name, ID or birth date, and names files relative to the input.
+A message says what was expected, what was found, where, and what to try, in two lines at most. It never holds a
+patient's name, ID or birth date, and names files relative to the input.
 """
 
 

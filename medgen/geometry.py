@@ -1,7 +1,8 @@
 """Where voxels lie in the patient: affines, spacings, orientations, and whether two grids are the same.
 
-An affine is a float64 `(4, 4)` array that maps voxel indices `(i, j, k)` to millimetres in RAS+ (x to the right, y to the front,
-z to the head), as nibabel and MONAI use it. DICOM states positions in LPS+; `ras_to_lps` and `lps_to_ras` convert.
+An affine is a float64 `(4, 4)` array that maps voxel indices `(i, j, k)` to millimetres in RAS+ (x to the right, y to
+the front, z to the head), as nibabel and MONAI use it. DICOM states positions in LPS+; `ras_to_lps` and `lps_to_ras`
+convert.
 """
 
 from dataclasses import dataclass
@@ -42,7 +43,8 @@ def spacing_mm(affine: npt.ArrayLike) -> Array:
 def orientation_codes(affine: npt.ArrayLike) -> str:
     """Returns the anatomical direction nearest to each array axis, such as `"RAS"` or `"PIR"`.
 
-    Each axis gets its own direction: the assignment that maximises the summed cosines, so that an oblique grid never names one twice.
+    Each axis gets its own direction: the assignment that maximises the summed cosines, so that an oblique grid never
+    names one twice.
 
     Example:
         >>> orientation_codes(np.diag([-1.0, 1.0, 2.0, 1.0]))
@@ -56,7 +58,7 @@ def orientation_codes(affine: npt.ArrayLike) -> str:
 
 
 def shear_degrees(affine: npt.ArrayLike) -> float:
-    """Returns how far the array axes are from being perpendicular, the largest deviation of the three pairs `[degrees]`.
+    """Returns how far the array axes are from being perpendicular, the largest of the three pairs `[degrees]`.
 
     Example:
         >>> round(shear_degrees([[1, 0, 0, 0], [0, 1, 1, 0], [0, 0, 1, 0], [0, 0, 0, 1]]), 1)

@@ -26,7 +26,7 @@ def files_sha256(paths: Iterable[Path]) -> str:
 
 
 def package_versions() -> dict[str, str]:
-    """Returns the versions of medgen, Python and the packages that touch voxels; a package that is absent is left out."""
+    """Returns the versions of medgen, Python and the packages that touch voxels; an absent one is left out."""
     found = {"medgen": medgen.__version__, "python": platform.python_version()}
     for name in _REPORTED_PACKAGES:
         try:
