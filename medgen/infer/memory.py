@@ -1,0 +1,97 @@
+"""What to do when a network does not fit: recognise it, take the next lighter load, give up with a clear error."""
+
+import gc
+import math
+from dataclasses import dataclass, replace
+
+import torch
+
+from medgen.errors import DeviceError
+
+# An allocation can also fail inside a library that torch calls; these are the words they use.
+_ALLOCATION_FAILURES = (
+    "can't allocate memory",
+    "not enough memory",
+    "_STATUS_ALLOC_FAILED",
+    "CUDA out of memory",
+)
+_MOST_WINDOWS = 8  # beyond this a modern GPU is busy anyway, and the tail of a volume wastes more
+_SHARE_OF_FREE_MEMORY = 0.8
+
+
+@dataclass(frozen=True)
+class Load:
+    """What is held in the device's memory at once; `lighter` is the way down.
+
+    Attributes:
+        roi: voxels of one window along each spatial axis.
+        batch: windows in one forward pass.
+        on_host: whether windows are put together in host memory instead of the device's.
+    """
+
+    roi: tuple[int, ...]
+    batch: int
+    on_host: bool
+
+    def lighter(self, roi_multiple: int) -> "Load":
+        """Returns the next smaller load: half the batch, then host accumulation, then half the longest side.
+
+        A side stays a multiple of `roi_multiple`, so that the network still divides it.
+
+        Raises:
+            DeviceError: one window of the smallest size does not fit either.
+        """
+        if self.batch > 1:
+            return replace(self, batch=self.batch // 2)
+        if not self.on_host:
+            return replace(self, on_host=True)
+        longest = max(self.roi)
+        half = max(longest // 2 // roi_multiple, 1) * roi_multiple
+        if half >= longest:
+            raise DeviceError(
+                f"expected memory for one window of at least {roi_multiple} voxels a side, but {self.describe()} does "
+                "not fit; free the device, or take --device cpu"
+            )
+        axis = self.roi.index(longest)
+        return replace(self, roi=(*self.roi[:axis], half, *self.roi[axis + 1 :]))
+
+    def describe(self) -> str:
+        """Returns the load in a few words: `"batch 2 of 96x96x96"`."""
+        place = ", put together in host memory" if self.on_host else ""
+        return f"batch {self.batch} of {'x'.join(map(str, self.roi))}{place}"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Says whether an error means that an allocation failed, on the device or on the host."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _ALLOCATION_FAILURES)
+
+
+def release_memory(device: torch.device) -> None:
+    """Gives back what a failed attempt left behind; call it outside the `except` that still holds the frames."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def free_bytes(device: torch.device) -> int:
+    """Returns the bytes of a CUDA device that this process could still take, its own unused cache included."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+
+
+def batch_that_fits(free: int, bytes_per_window: int, most: int = _MOST_WINDOWS) -> int:
+    """Returns the largest power of two of windows that leaves a fifth of the free memory alone, at least 1.
+
+    Example:
+        >>> batch_that_fits(free=10_000, bytes_per_window=1_500)
+        4
+    """
+    fitting = int(free * _SHARE_OF_FREE_MEMORY) // max(bytes_per_window, 1)
+    return min(1 << int(math.log2(fitting)), most) if fitting >= 1 else 1
+
+
+def fits(need: int, free: int) -> bool:
+    """Says whether `need` bytes may stay on the device: at most half of what is free, the rest is the network's."""
+    return need <= free // 2
