@@ -16,6 +16,8 @@ A message says what was expected, what was found, where, and what to try, in two
 patient's name, ID or birth date, and names files relative to the input.
 """
 
+from collections.abc import Sequence
+
 
 class MedgenError(Exception):
     """Base of all errors that medgen raises on purpose."""
@@ -54,7 +56,15 @@ class BundleError(MedgenError):
 
 
 class UntrustedError(BundleError):
-    """A bundle from elsewhere is code, and nobody has said that it may run."""
+    """A bundle from elsewhere is code, and nobody has said that it may run.
+
+    Attributes:
+        items: what it would import and evaluate, as rows of (kind, what, where).
+    """
+
+    def __init__(self, message: str, items: Sequence[tuple[str, str, str]] = ()) -> None:
+        super().__init__(message)
+        self.items = tuple(items)
 
 
 class DeviceError(MedgenError):

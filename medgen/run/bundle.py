@@ -1,0 +1,238 @@
+"""A bundle opened as parts that can be called: preprocessing, network, inferer, postprocessing."""
+
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.bundle import ConfigParser
+from monai.transforms import Compose, LoadImaged, SaveImage, SaveImaged
+from torch import nn
+
+from medgen.case import OutputKind
+from medgen.errors import BundleError, MedgenError, UntrustedError
+from medgen.provenance import Provenance, file_sha256
+from medgen.run.catalog import BundleFolder, find_bundle
+from medgen.run.device import pick_device
+from medgen.run.metadata import Metadata, read_metadata
+from medgen.run.trust_code import CONFIG_SUFFIXES, list_code, load_config
+from medgen.run.weights import check_weights, find_weights, load_weights
+
+REQUIRED_IDS = ("preprocessing", "network_def", "inferer", "postprocessing")
+# What of an inferer changes the result, and so belongs to a case's provenance, where the inferer has it.
+_SETTINGS_OF_INFERER = ("roi_size", "overlap", "mode", "precision", "padding", "padding_mode", "sigma_scale")
+_code_folder: list[str] = []  # the one bundle folder with `scripts/` that is on sys.path now
+
+
+@dataclass(frozen=True, eq=False)
+class OpenBundle:
+    """A bundle with its weights loaded, ready for `medgen.run.predict`.
+
+    Attributes:
+        name: of the bundle.
+        own: it comes with medgen.
+        metadata: what it says of itself.
+        device: where the network lies.
+        network: with weights, in evaluation mode.
+        inferer: called with (inputs `(B, C, X, Y, Z)`, network).
+        preprocessing: dictionary transforms, `LoadImaged` first.
+        postprocessing: dictionary transforms without the ones that save.
+        image_key: of the image in the dictionary that the transforms pass on.
+        weights_sha256: of the weights that were loaded.
+        settings: whatever changes the output besides weights and input; JSON types.
+        amp: its evaluator asks for autocast on CUDA, which holds where the inferer does not see to precision itself.
+        input_check: called with the image as read; returns what it noticed under `.flags`; None where none is declared.
+    """
+
+    name: str
+    own: bool
+    metadata: Metadata
+    device: torch.device
+    network: nn.Module
+    inferer: Callable[[torch.Tensor, nn.Module], torch.Tensor]
+    preprocessing: Compose
+    postprocessing: Compose
+    image_key: str
+    weights_sha256: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    amp: bool = False
+    input_check: Callable[[Any], Any] | None = None
+
+    @property
+    def version(self) -> str:
+        """Version of the bundle, from its metadata."""
+        return self.metadata.version
+
+    @property
+    def output(self) -> OutputKind:
+        """What the bundle makes."""
+        return self.metadata.output_kind()
+
+    def provenance(self, input_sha256: str = "") -> Provenance:
+        """Returns who makes a result from the input with this SHA-256."""
+        return Provenance(self.name, self.version, self.weights_sha256, input_sha256, self.settings)
+
+
+def open_bundle(
+    name_or_path: str | Path, *, trust: bool = False, device: str = "auto", precision: str = "auto"
+) -> OpenBundle:
+    """Opens an installed bundle by name, or any bundle that meets the MONAI specification by its folder.
+
+    Args:
+        name_or_path: see `medgen.run.catalog.find_bundle`.
+        trust: run the code of a bundle that did not come with medgen.
+        device: see `medgen.run.device.pick_device`.
+        precision: `"auto"`, `"fp32"`, `"bf16"` or `"fp16"`; other than `"auto"` only where the inferer has the choice.
+
+    Raises:
+        BundleError: there is no such bundle, or parts of it are missing: all of them are named at once.
+        UntrustedError: it is code from elsewhere and `trust` is not given; its `items` are that code.
+        DeviceError: the device is not there.
+    """
+    entry = find_bundle(name_or_path)
+    metadata = read_metadata(entry.folder)
+    config, weights = _complete_files(entry, metadata)
+    if not (entry.own or trust):
+        raise UntrustedError(
+            f"the bundle {entry.name} did not come with medgen, and running it runs its code; "
+            "read what it imports and evaluates, then say --trust",
+            list_code(entry.folder, config),
+        )
+    chosen = pick_device(device)
+    sha256 = check_weights(entry.folder, weights, metadata.weights_sha256(), required=entry.own)
+    parser = _parser(entry, config, chosen)
+    parts = {name: _part(parser, name, entry) for name in REQUIRED_IDS}
+    _check_parts(parts, entry)
+    inferer = _with_precision(parts["inferer"], precision)
+    preprocessing = parts["preprocessing"].flatten()
+    return OpenBundle(
+        name=entry.name,
+        own=entry.own,
+        metadata=metadata,
+        device=chosen,
+        network=load_weights(parts["network_def"], weights).to(chosen).eval(),
+        inferer=inferer,
+        preprocessing=preprocessing,
+        postprocessing=_without_saving(parts["postprocessing"]),
+        image_key=preprocessing.transforms[0].keys[0],
+        weights_sha256=sha256,
+        settings={"config_sha256": file_sha256(config), **_settings(inferer)},
+        amp="evaluator::amp" in parser and bool(_part(parser, "evaluator::amp", entry)),
+        input_check=_part(parser, "input_check", entry) if "input_check" in parser else None,
+    )
+
+
+def _complete_files(entry: BundleFolder, metadata: Metadata) -> tuple[Path, Path]:
+    """Returns the inference config and the weights once nothing that a run needs is missing; runs no code of either.
+
+    Raises:
+        BundleError: names all that is missing.
+    """
+    paths = [entry.folder / "configs" / f"inference{suffix}" for suffix in CONFIG_SUFFIXES]
+    config = next((path for path in paths if path.is_file()), None)
+    if config is None:
+        missing = ["configs/inference.json, .yaml or .yml"]
+    else:
+        ids = load_config(config)
+        missing = [f"{name} in configs/{config.name}" for name in REQUIRED_IDS if name not in ids]
+    missing += metadata.input_problems()
+    weights = find_weights(entry.folder)
+    if weights is None:
+        hint = ""
+        if list(entry.folder.glob("large_files.*")):
+            hint = " (python -m monai.bundle download_large_files --bundle_path … fetches them)"
+        missing.append(f"weights at models/model.pt or models/model.ts{hint}")
+    if missing or config is None or weights is None:
+        raise BundleError(f"the bundle {entry.name} cannot be run on images; it lacks: {'; '.join(missing)}")
+    return config, weights
+
+
+def _parser(entry: BundleFolder, config: Path, device: torch.device) -> ConfigParser:
+    """Returns the config with root, device and output folder set for this run, and the bundle's own code importable."""
+    _make_scripts_importable(entry.folder)
+    parser = ConfigParser()
+    parser.read_config(config)
+    parser.read_meta(entry.folder / "configs" / "metadata.json")
+    parser["bundle_root"] = str(entry.folder)
+    parser["device"] = device
+    # medgen writes the results itself; whatever else a transform insists on writing goes nowhere near the input.
+    parser["output_dir"] = str(Path(tempfile.gettempdir()) / "medgen-unused")
+    return parser
+
+
+def _make_scripts_importable(folder: Path) -> None:
+    """Puts a bundle with `scripts/` on the path, alone: two bundles' `scripts` in one process would be one package.
+
+    Classes already imported from the bundle opened before go on working.
+    """
+    if not (folder / "scripts").is_dir():
+        return
+    while _code_folder:
+        sys.path.remove(_code_folder.pop())
+    for name in [name for name in sys.modules if name.split(".")[0] == "scripts"]:
+        del sys.modules[name]
+    sys.path.insert(0, str(folder))
+    _code_folder.append(str(folder))
+
+
+def _part(parser: ConfigParser, name: str, entry: BundleFolder) -> Any:  # noqa: ANN401 - a config holds anything
+    try:
+        return parser.get_parsed_content(name)
+    except MedgenError:
+        raise
+    except Exception as error:  # the config runs arbitrary code
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = f"{type(cause).__name__}: {' '.join(str(cause).split())[:200]}"
+        raise BundleError(f"{name} of the bundle {entry.name} cannot be built: {reason}") from error
+
+
+def _check_parts(parts: Mapping[str, Any], entry: BundleFolder) -> None:
+    """Refuses parts of another kind than a run can use, all at once."""
+    wrong = []
+    preprocessing = parts["preprocessing"]
+    steps = preprocessing.flatten().transforms if isinstance(preprocessing, Compose) else ()
+    if not steps or not isinstance(steps[0], LoadImaged):
+        wrong.append("preprocessing as a Compose that begins with LoadImaged")
+    elif len(steps[0].keys) != 1:
+        wrong.append(f"one image to load (it loads {', '.join(map(str, steps[0].keys))})")
+    if not isinstance(parts["postprocessing"], Compose):
+        wrong.append("postprocessing as a Compose")
+    if not isinstance(parts["network_def"], nn.Module):
+        wrong.append("network_def as a torch module")
+    if not callable(parts["inferer"]):
+        wrong.append("inferer as a callable")
+    if wrong:
+        raise BundleError(f"the bundle {entry.name} cannot be run on images; expected {'; '.join(wrong)}")
+
+
+def _without_saving(postprocessing: Compose) -> Compose:
+    """Returns the same transforms but those that save: the writers of medgen do that."""
+    flat = postprocessing.flatten()
+    flat.transforms = tuple(t for t in flat.transforms if not isinstance(t, SaveImaged | SaveImage))
+    return flat
+
+
+def _with_precision(inferer: Any, precision: str) -> Any:  # noqa: ANN401 - any callable
+    if precision == "auto":
+        return inferer
+    if not hasattr(inferer, "precision"):
+        kind = type(inferer).__name__
+        raise BundleError(f"expected an inferer with a choice of precision, got {kind}; leave --precision at auto")
+    inferer.precision = precision
+    return inferer
+
+
+def _settings(inferer: object) -> dict[str, Any]:
+    found: dict[str, Any] = {"inferer": type(inferer).__name__}
+    for name in _SETTINGS_OF_INFERER:
+        value = getattr(inferer, name, None)
+        if isinstance(value, str | int | float):
+            found[name] = value
+        elif isinstance(value, tuple | list):
+            found[name] = [part if isinstance(part, int | float) else str(part) for part in value]
+    return found

@@ -1,0 +1,227 @@
+"""One case through an open bundle, in three steps that may run in three threads: prepare, compute, finish.
+
+What happens to the voxels is what MONAI's `SupervisedEvaluator` does with the same config: collate, infer under
+`no_grad`, decollate, post-process; only reading comes before it and writing after it.
+"""
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from monai.data import ImageReader, MetaTensor, decollate_batch, list_data_collate
+
+from medgen.case import Case, Result
+from medgen.errors import BundleError, DeviceError, GeometryError, IntensityError, MedgenError, OutputError
+from medgen.geometry import Grid
+from medgen.infer.windows import WindowInferer
+from medgen.run.bundle import OpenBundle
+
+PRED = "pred"  # the key of MONAI's evaluators
+OWN_GRID_FLAG = "own-grid"
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """One case as the network wants it.
+
+    Attributes:
+        case: what it was made from.
+        image: as read, `(1, X, Y, Z)`.
+        item: what the bundle's preprocessing returned.
+        input_sha256: of the input's content, for the provenance.
+        flags: from reading and from the bundle's input check.
+        seconds: time by stage `[s]`.
+    """
+
+    case: Case
+    image: MetaTensor
+    item: dict[Any, Any]
+    input_sha256: str
+    flags: tuple[str, ...]
+    seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Predicted:
+    """One case as the network left it.
+
+    Attributes:
+        prepared: the case before; its item is no longer needed and is empty.
+        item: of the dictionary transforms, `"pred"` in it, in host memory.
+        flags: of this step, such as `"oom-backoff"`.
+        seconds: time by stage `[s]`.
+    """
+
+    prepared: Prepared
+    item: dict[Any, Any]
+    flags: tuple[str, ...]
+    seconds: Mapping[str, float]
+
+
+def prepare(bundle: OpenBundle, case: Case, image: MetaTensor, *, input_sha256: str = "") -> Prepared:
+    """Checks the image against what the bundle was made for, and runs its preprocessing.
+
+    `LoadImaged` runs as the bundle configured it, but takes the volume from memory.
+
+    Args:
+        bundle: the open bundle.
+        case: what the image was read from.
+        image: as read, `(1, X, Y, Z)` with its affine.
+        input_sha256: of the input's content, for the provenance.
+
+    Raises:
+        InputError: the preprocessing cannot use this image.
+    """
+    started = time.perf_counter()
+    if image.ndim != 4 or image.shape[0] != 1:
+        raise GeometryError(f"expected one 3-D volume of one channel, got shape {tuple(image.shape)}")
+    flags = tuple(image.meta.get("medgen_flags", ()))
+    if bundle.input_check is not None:
+        flags += tuple(bundle.input_check(image).flags)
+    with _medgen_errors_as_they_were():
+        load = bundle.preprocessing.transforms[0]
+        item = load({bundle.image_key: case.files[0]}, reader=_FromMemory(image))
+        item = bundle.preprocessing(item, start=1)
+    return Prepared(case, image, item, input_sha256, flags, {"prepare": time.perf_counter() - started})
+
+
+def compute(bundle: OpenBundle, prepared: Prepared) -> Predicted:
+    """Runs the network on one case; the one step that uses the device.
+
+    Raises:
+        DeviceError: the device's memory does not suffice.
+        BundleError: the network's output is not one tensor.
+    """
+    started = time.perf_counter()
+    batch = list_data_collate([prepared.item])
+    images = batch[bundle.image_key]
+    windows = isinstance(bundle.inferer, WindowInferer)  # it moves window by window, and sees to precision itself
+    inputs = images if windows else images.to(bundle.device)
+    amp = bundle.amp and not windows and bundle.device.type == "cuda"
+    try:
+        with torch.no_grad(), torch.autocast(bundle.device.type, enabled=amp):
+            pred = bundle.inferer(inputs, bundle.network)
+    except torch.OutOfMemoryError as error:
+        raise DeviceError(
+            f"expected a window of {type(bundle.inferer).__name__} to fit {bundle.device}, but its memory ran out; "
+            "free the device, or take --device cpu"
+        ) from error
+    if not isinstance(pred, torch.Tensor):
+        raise BundleError(f"expected one tensor from the network of {bundle.name}, got a {type(pred).__name__}")
+    if not isinstance(pred, MetaTensor):  # without its affine, Invertd would leave it where it is and say nothing
+        pred = MetaTensor(pred, meta=images.meta, applied_operations=images.applied_operations)
+        pred.is_batch = True
+    batch[PRED] = pred.cpu().float()
+    item = decollate_batch(batch)[0]
+    prepared.item.clear()
+    seconds = {**prepared.seconds, "compute": time.perf_counter() - started}
+    return Predicted(prepared, item, tuple(getattr(bundle.inferer, "flags", ())), seconds)
+
+
+def finish(bundle: OpenBundle, predicted: Predicted) -> Result:
+    """Runs the bundle's postprocessing but for its saving, and checks that the result lies on the input's own grid.
+
+    A bundle from elsewhere that never goes back to the input's grid gets its result on the network's grid, beside the
+    input as the network saw it, flagged `own-grid`.
+
+    Raises:
+        GeometryError: the result lies on neither grid; or not on the input's, for a bundle that came with medgen.
+        IntensityError: the result holds NaN or infinity.
+        OutputError: the result has several channels.
+    """
+    started = time.perf_counter()
+    prepared = predicted.prepared
+    seen = predicted.item[bundle.image_key]
+    with _medgen_errors_as_they_were():
+        pred = bundle.postprocessing(predicted.item)[PRED]
+    image = _voxels(pred, bundle)
+    if not bool(np.isfinite(image).all()):
+        raise IntensityError(f"expected finite voxels from {bundle.name}, got NaN or infinity; look for extremes in it")
+    grid, source = _grid_of(prepared.image), _array(prepared.image)
+    flags = prepared.flags + predicted.flags
+    difference = _grid_of(pred).differs_from(grid)
+    if difference:
+        if bundle.own or _grid_of(pred).differs_from(_grid_of(seen)):
+            raise GeometryError(
+                f"expected the result of {bundle.name} on the input's grid, {grid.describe()}, got {difference}; "
+                "its postprocessing should undo the preprocessing (Invertd)"
+            )
+        grid, source, flags = _grid_of(pred), _array(seen), (*flags, OWN_GRID_FLAG)
+    return Result(
+        case=prepared.case,
+        kind=bundle.output,
+        image=image,
+        source=source,
+        grid=grid,
+        provenance=bundle.provenance(prepared.input_sha256),
+        flags=tuple(dict.fromkeys(flags)),
+        seconds={**predicted.seconds, "finish": time.perf_counter() - started},
+    )
+
+
+class _FromMemory(ImageReader):  # type: ignore[misc]  # MONAI is untyped
+    """Hands a volume that is already in memory to a `LoadImage`, with the metadata that MONAI's readers give."""
+
+    def __init__(self, image: MetaTensor) -> None:
+        super().__init__()
+        self.image = image
+
+    def verify_suffix(self, filename: object) -> bool:
+        return True
+
+    def read(self, data: object, **kwargs: Any) -> MetaTensor:  # noqa: ANN401 - MONAI's interface
+        return self.image
+
+    def get_data(self, img: MetaTensor) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
+        """Returns voxels `(X, Y, Z)`; `original_channel_dim` NaN is MONAI's word for none."""
+        affine = np.array(img.affine, dtype=np.float64)
+        shape = np.asarray(img.shape[1:])
+        meta = {"affine": affine, "original_affine": affine.copy(), "spatial_shape": shape, "space": "RAS"}
+        return _array(img), {**meta, "original_channel_dim": math.nan}
+
+
+def _voxels(pred: object, bundle: OpenBundle) -> npt.NDArray[np.float32]:
+    """Returns the one channel of what postprocessing left, `(X, Y, Z)` float32."""
+    if not isinstance(pred, MetaTensor):
+        raise GeometryError(
+            f"expected a MetaTensor with its affine after the postprocessing of {bundle.name}, "
+            f"got a {type(pred).__name__}"
+        )
+    if pred.ndim != 4:
+        raise GeometryError(f"expected a channel and 3 dimensions from {bundle.name}, got shape {tuple(pred.shape)}")
+    if pred.shape[0] != 1:
+        raise OutputError(
+            f"expected one channel from the postprocessing of {bundle.name}, got {pred.shape[0]}; "
+            "for a segmentation, let it end in AsDiscreted(argmax=True)"
+        )
+    return _array(pred)
+
+
+def _array(image: MetaTensor) -> npt.NDArray[np.float32]:
+    """Returns the first channel as an array `(X, Y, Z)`; shares memory where it can."""
+    return np.asarray(image.detach().cpu().as_tensor()[0].numpy(), dtype=np.float32)
+
+
+def _grid_of(image: MetaTensor) -> Grid:
+    x, y, z = (int(n) for n in image.shape[1:])
+    return Grid((x, y, z), np.array(image.affine.cpu(), dtype=np.float64))
+
+
+@contextmanager
+def _medgen_errors_as_they_were() -> Iterator[None]:
+    """Lets an error that medgen raised on purpose out of the RuntimeErrors in which MONAI wraps it."""
+    try:
+        yield
+    except RuntimeError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, MedgenError):
+            cause = cause.__cause__
+        if cause is not None:
+            raise cause from error
+        raise
