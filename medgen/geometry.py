@@ -112,3 +112,52 @@ class Grid:
         shape = "x".join(str(n) for n in self.shape)
         spacing = "x".join(f"{s:.3g}" for s in self.spacing_mm)
         return f"{shape} at {spacing} mm, {self.codes}"
+
+
+@dataclass(frozen=True, eq=False)
+class Planes:
+    """A grid as a classic DICOM series states it, in LPS+ millimetres: one position a slice, one orientation for all.
+
+    Attributes:
+        orientation: directions in which the column index and the row index grow, two unit vectors, `(6,)`.
+        pixel_spacing: between rows, then between columns, as DICOM orders them `[mm]`.
+        positions: centres of the first voxels of the slices, `(slices, 3)`.
+        locations: of the slices along their normal, `(slices,)` `[mm]`.
+
+    Source: DICOM PS3.3 C.7.6.2 (Image Plane Module).
+    """
+
+    orientation: Array
+    pixel_spacing: tuple[float, float]
+    positions: Array
+    locations: Array
+
+    @classmethod
+    def of(cls, grid: Grid) -> "Planes":
+        """Reads array axis 0 as the column index, axis 1 as the row index and axis 2 as the slices."""
+        lps = ras_to_lps(grid.affine)
+        between_columns, between_rows, _ = grid.spacing_mm
+        along_row = lps[:3, 0] / between_columns
+        down_column = lps[:3, 1] - (lps[:3, 1] @ along_row) * along_row
+        down_column /= np.linalg.norm(down_column)
+        positions = lps[:3, 3] + np.arange(grid.shape[2])[:, None] * lps[:3, 2]
+        locations = np.asarray(positions @ np.cross(along_row, down_column))
+        orientation = np.concatenate([along_row, down_column])
+        return cls(orientation, (between_rows, between_columns), positions, locations)
+
+    @property
+    def spacing_mm(self) -> float:
+        """Mean distance between neighbouring slices along their normal; 1 for a single slice."""
+        steps = max(len(self.locations) - 1, 1)
+        return float(abs(self.locations[-1] - self.locations[0]) / steps) or 1.0
+
+    def grid(self, rows: int, columns: int) -> Grid:
+        """Returns the grid that these planes span; of a sheared one only what DICOM can state is left."""
+        lps = np.eye(4)
+        lps[:3, 0] = self.orientation[:3] * self.pixel_spacing[1]
+        lps[:3, 1] = self.orientation[3:] * self.pixel_spacing[0]
+        steps = max(len(self.positions) - 1, 1)
+        normal = np.cross(self.orientation[:3], self.orientation[3:])
+        step = (self.positions[-1] - self.positions[0]) / steps if len(self.positions) > 1 else normal
+        lps[:3, 2], lps[:3, 3] = step, self.positions[0]
+        return Grid((columns, rows, len(self.positions)), lps_to_ras(lps))

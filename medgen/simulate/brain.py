@@ -133,12 +133,13 @@ def _anatomy(points: Array, width_mm: float, seed: int, head: bool) -> dict[str,
     cerebrum, cerebellum, stem = _hull_mm(points, rng)
     hull = np.max([cerebrum, cerebellum, stem], axis=0)
     pia = _below_pia_mm(points, cerebrum, rng)
-    folia = np.minimum(np.abs(_Waves.of(_FOLIA_MM, rng)(points)) * 2 + 0.5 * np.maximum(cerebellum - 8, 0), cerebellum)
+    folds = 2 * np.abs(_Waves.of(_FOLIA_MM, rng)(points)) + 0.5 * np.maximum(cerebellum - 8, 0)
+    folia = np.minimum(folds, cerebellum).astype(np.float32)
     thickness = _Waves.of(60.0, rng)(points)
     canvas = _Canvas(points.shape[1:], width_mm)
     if head:
-        skull = 7 + 0.5 * thickness
-        scalp = skull + 4 + 0.6 * thickness
+        skull: Array = 7 + 0.5 * thickness
+        scalp: Array = skull + 4 + 0.6 * thickness
         neck = np.asarray(np.minimum(52 - np.hypot(points[0], (points[1] + 30) / 1.1), -points[2] - 40))
         canvas.paint(np.maximum(hull + scalp + 2.5, neck + 4), muscle=1.0)
         canvas.paint(np.maximum(hull + scalp, neck), fat=0.8, muscle=0.2)
