@@ -29,6 +29,7 @@ class Case:
         extension: of the input file, `".nii"`, `".nii.gz"` or `".dcm"`.
         modality: DICOM modality where the file says it, else "".
         study: its StudyInstanceUID where there is one, to choose among the series of a study; keep it out of records.
+        volume: which one, when one multi-frame file holds several volumes, else "".
         description: in a few words what the headers say it is (never who): type, sequence, echo.
         grid: its lattice where the headers give it.
         excluded: the rule that leaves it out ("localizer"), else "". Recorded as `skipped`.
@@ -44,6 +45,7 @@ class Case:
     extension: str
     modality: str = ""
     study: str = ""
+    volume: str = ""
     description: str = ""
     grid: Grid | None = None
     excluded: str = ""
