@@ -121,7 +121,7 @@ def find_bundle(name_or_path: str | Path) -> BundleFolder:
 
 
 def _installed() -> Iterator[BundleFolder]:
-    """Yields every folder of the catalog that has metadata; a name on an earlier shelf hides the same on a later one."""
+    """Yields every folder with metadata; a name on an earlier shelf hides the same on a later one."""
     seen = set()
     for shelf in catalog_folders():
         for metadata in sorted(shelf.glob("*/configs/metadata.json")):
