@@ -9,6 +9,7 @@ import numpy.typing as npt
 from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
+from pydicom.valuerep import format_number_as_ds
 
 from medgen.geometry import Grid, Planes
 
@@ -141,8 +142,8 @@ def _place(dataset: Dataset, planes: Planes, index: int, series: str) -> None:
     dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
     dataset.SOPInstanceUID = generate_uid(entropy_srcs=["medgen simulated slice", series, str(index)])
     dataset.InstanceNumber = index + 1
-    dataset.PixelSpacing = [f"{step:.12g}" for step in planes.pixel_spacing]
-    dataset.ImageOrientationPatient = [f"{cosine:.12g}" for cosine in planes.orientation]
-    dataset.ImagePositionPatient = [f"{position:.10g}" for position in planes.positions[index]]
-    dataset.SliceLocation = f"{planes.locations[index]:.10g}"
-    dataset.SliceThickness = f"{planes.spacing_mm:.10g}"
+    dataset.PixelSpacing = [format_number_as_ds(step) for step in planes.pixel_spacing]
+    dataset.ImageOrientationPatient = [format_number_as_ds(cosine) for cosine in planes.orientation.tolist()]
+    dataset.ImagePositionPatient = [format_number_as_ds(place) for place in planes.positions[index].tolist()]
+    dataset.SliceLocation = format_number_as_ds(float(planes.locations[index]))
+    dataset.SliceThickness = format_number_as_ds(planes.spacing_mm)
