@@ -1,0 +1,62 @@
+"""One DICOM series, in any number of files, becomes a volume."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from medgen.errors import GeometryError, UnreadableError
+from medgen.read.lattice import build_lattice, irregularity
+from medgen.read.pixels import fill_real_values
+from medgen.read.planes import read_planes
+from medgen.read.regrid import resample
+from medgen.read.stacks import Stack, build_stacks
+from medgen.read.volume import Volume, require_usable
+
+
+def read_dicom(files: Sequence[Path], *, volume: str = "", allow_irregular: bool = False) -> Volume:
+    """Reads the one volume that the files hold.
+
+    Args:
+        files: of one series, in any order; DICOM files that hold no volume image (localizers, screen saves) are left out.
+        volume: which one, when the files hold several: the key of its `Stack`.
+        allow_irregular: resample uneven or tilted slices onto a regular grid instead of refusing them.
+
+    Raises:
+        UnreadableError: a file is broken, or its codec is missing.
+        GeometryError: no regular grid, or several volumes and none chosen.
+        IntensityError: voxels are NaN, infinite or constant.
+    """
+    stacks = build_stacks(plane for file in files for plane in read_planes(file))
+    usable = [s for s in stacks if not s.excluded and (not volume or s.key == volume)]
+    if not usable:
+        rules = sorted({s.excluded for s in stacks if s.excluded})
+        raise UnreadableError(
+            f"expected a volume in {len(files)} DICOM files, got none ({'; '.join(rules) or 'no images'})"
+        )
+    if len(usable) > 1:
+        names = ", ".join(f"{len(s.planes)} slices{f' with {s.key}' if s.key else ''}" for s in usable)
+        raise GeometryError(f"expected one volume in {len(files)} DICOM files, got {len(usable)}: {names}")
+    return read_stack(usable[0], allow_irregular=allow_irregular)
+
+
+def read_stack(stack: Stack, *, allow_irregular: bool = False) -> Volume:
+    """Decodes the planes of a stack into a volume on its grid.
+
+    Raises:
+        InputError: as `read_dicom`.
+    """
+    grid = stack.grid(allow_irregular=allow_irregular)
+    planes = stack.planes
+    slices = np.empty((len(planes), planes[0].rows, planes[0].columns), dtype=np.float32)
+    for plane, out in zip(planes, slices, strict=True):
+        fill_real_values(plane, out)
+    require_usable(slices, "series")
+    flags = stack.flags
+    lattice = build_lattice(planes)
+    if len(planes) == 1:
+        flags = (*flags, "single-slice")
+    elif irregularity(lattice):
+        slices = resample(slices, lattice, grid)
+        flags = (*flags, "regridded")
+    return Volume(slices.transpose(2, 1, 0), grid, planes[0].modality, flags)

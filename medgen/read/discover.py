@@ -1,0 +1,223 @@
+"""An input becomes cases: every NIfTI file and every DICOM volume below it, each with a name that gives nobody away."""
+
+import hashlib
+import hmac
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from medgen.case import Case
+from medgen.errors import InputError, NoInputError, UnreadableError
+from medgen.provenance import files_sha256
+from medgen.read.files import NIFTI_EXTENSIONS, Found, find_files
+from medgen.read.headers import Plane
+from medgen.read.lattice import build_lattice, irregularity
+from medgen.read.nifti import check_header
+from medgen.read.planes import read_planes
+from medgen.read.reader import VOLUME_MARK
+from medgen.read.stacks import Stack, build_stacks
+
+_log = logging.getLogger(__name__)
+
+_HASH_DIGITS = 12
+_TAIL_DIGITS = 6
+_SCAN_THREADS = 4
+_FOREIGN = "not a format that medgen reads (NIfTI or DICOM)"
+
+Hash = Callable[[str], str]
+
+
+def find_cases(source: Path, *, salt: bytes, hash_paths: bool = False, allow_irregular: bool = False) -> list[Case]:
+    """Finds the cases in an input, reading headers only.
+
+    Nothing is dropped silently: what a rule leaves out is a case with `excluded`, what cannot be used one with `refused`. Only files
+    in folders that are neither NIfTI nor DICOM, hidden files, DICOM objects without an image, and outputs of earlier runs are no cases.
+
+    Args:
+        source: a NIfTI or DICOM file, a folder (searched to the bottom), a `.txt`, `.tsv` or `.csv` list of paths, or a data manifest.
+        salt: secret of the run that goes into the names of DICOM cases.
+        hash_paths: call NIfTI files by a hash, too.
+        allow_irregular: describe irregular DICOM stacks by the grid that they will be resampled to, instead of refusing them.
+
+    Returns:
+        cases in a stable order; names and stems are unique.
+
+    Raises:
+        NoInputError: `source` does not exist, or a list cannot be used.
+        ManifestError: a manifest is not valid.
+    """
+    found = find_files(Path(source))
+
+    def digest(text: str) -> str:
+        return hmac.new(salt, text.encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()[:_HASH_DIGITS]
+
+    nifti = [_nifti_case(p, _relative(p, found), allow_irregular) for p in found.nifti]
+    if hash_paths:
+        nifti = [_renamed(c, f"nifti-{digest(str(c.relative))}") for c in nifti]
+    return _told_apart(
+        [*nifti, *_dicom_cases(found, digest, allow_irregular), *_other_cases(found, digest, hash_paths)]
+    )
+
+
+def require_cases(dataset: Any) -> None:  # noqa: ANN401 - any sized thing: a list of cases, a MONAI dataset
+    """Refuses to start on nothing.
+
+    Raises:
+        NoInputError: `dataset` is empty.
+    """
+    if len(dataset) == 0:
+        raise NoInputError("expected NIfTI files or DICOM series as input, found none; check the path")
+
+
+def datalist(dataset_dir: str) -> list[dict[str, Any]]:
+    """Lists the cases below a folder for a bundle's `dataset`: an item has `image` (a path, or the paths of a series) and `stem`.
+
+    Localizers and the like are left out, and logged. A missing or empty folder gives an empty list, because MONAI builds the dataset
+    of a bundle whose data are elsewhere; `require_cases` is for when the work starts.
+    """
+    if not dataset_dir or not Path(dataset_dir).is_dir():
+        return []
+    items: list[dict[str, Any]] = []
+    for case in find_cases(Path(dataset_dir), salt=b""):
+        if case.excluded:
+            _log.info("%s is left out: %s", case.name, case.excluded)
+            continue
+        paths = [str(f) + (f"{VOLUME_MARK}{case.volume}" if case.volume else "") for f in case.files]
+        items.append({"image": paths[0] if len(paths) == 1 else paths, "stem": str(case.stem)})
+    return items
+
+
+def input_sha256(case: Case) -> str:
+    """Returns the hash of a case's content: its files, and which volume in them."""
+    content = files_sha256(case.files)
+    return hashlib.sha256(f"{content}{case.volume}".encode()).hexdigest() if case.volume else content
+
+
+def _relative(path: Path, found: Found) -> PurePosixPath:
+    return (
+        PurePosixPath(path.relative_to(found.base).as_posix())
+        if path.is_relative_to(found.base)
+        else PurePosixPath(path.name)
+    )
+
+
+def _nifti_case(file: Path, relative: PurePosixPath, allow_irregular: bool) -> Case:
+    extension = next(e for e in NIFTI_EXTENSIONS if file.name.lower().endswith(e))
+    stem = relative.with_name(relative.name[: -len(extension)] or relative.name)
+    case = Case(str(relative), "nifti", (file,), stem, relative, extension)
+    try:
+        header = check_header(file, allow_irregular=allow_irregular)
+    except InputError as error:
+        return replace(case, refused=str(error))
+    except OSError as error:
+        return replace(case, refused=f"{file.name}: cannot be read: {error.strerror}")
+    return replace(case, grid=header.grid, flags=header.flags)
+
+
+def _renamed(case: Case, name: str) -> Case:
+    """Hides a path: its hash becomes name and stem, and no message repeats the file's name."""
+    return replace(case, name=name, stem=PurePosixPath(name), refused=case.refused.replace(case.files[0].name, name))
+
+
+def _dicom_cases(found: Found, digest: Hash, allow_irregular: bool) -> list[Case]:
+    planes, broken = _scan(found.dicom)
+    stacks = build_stacks(planes)
+    studies: dict[str, set[str]] = {}
+    for stack in stacks:
+        studies.setdefault(stack.planes[0].series_uid, set()).add(stack.planes[0].study_uid)
+    cases = []
+    for stack in stacks:
+        first = stack.planes[0]
+        # A series that two studies claim is two series; excluded parts of a series must not take its name.
+        parts = [
+            first.series_uid,
+            first.study_uid if len(studies[first.series_uid]) > 1 else "",
+            stack.key,
+            stack.excluded,
+        ]
+        name = f"dicom-{digest('|'.join(filter(None, parts)))}"
+        cases.append(_dicom_case(stack, name, _relative(first.file, found), allow_irregular))
+    return cases + [_broken_case(p, reason, f"dicom-{digest(str(_relative(p, found)))}", found) for p, reason in broken]
+
+
+def _scan(files: Iterable[Path]) -> tuple[list[Plane], list[tuple[Path, str]]]:
+    """Reads the headers of many files; those that cannot be read come back with the reason."""
+
+    def scan(file: Path) -> list[Plane] | str:
+        try:
+            return read_planes(file)
+        except UnreadableError as error:
+            return str(error)
+
+    planes: list[Plane] = []
+    broken: list[tuple[Path, str]] = []
+    with ThreadPoolExecutor(_SCAN_THREADS) as pool:
+        files = list(files)
+        for file, result in zip(files, pool.map(scan, files), strict=True):
+            if isinstance(result, str):
+                broken.append((file, result.removeprefix(f"{file.name}: ")))
+            else:
+                planes += result
+    return planes, broken
+
+
+def _dicom_case(stack: Stack, name: str, relative: PurePosixPath, allow_irregular: bool) -> Case:
+    first = stack.planes[0]
+    files = tuple(dict.fromkeys(p.file for p in stack.planes))
+    case = Case(
+        name=name,
+        kind="dicom",
+        files=files,
+        stem=PurePosixPath(name),
+        relative=relative if len(files) == 1 else relative.parent,
+        extension=".dcm",
+        modality=first.modality,
+        study=first.study_uid,
+        volume=stack.key if first.coding.frames > 1 else "",
+        description=", ".join(filter(None, (first.description, stack.key))),
+        excluded=stack.excluded,
+        flags=stack.flags,
+    )
+    if stack.excluded:
+        return case
+    try:
+        grid = stack.grid(allow_irregular=allow_irregular)
+    except InputError as error:
+        return replace(case, refused=str(error))
+    regridded = ("regridded",) if len(stack.planes) > 1 and irregularity(build_lattice(stack.planes)) else ()
+    single = ("single-slice",) if len(stack.planes) == 1 else ()
+    return replace(case, grid=grid, flags=(*case.flags, *regridded, *single))
+
+
+def _broken_case(path: Path, reason: str, name: str, found: Found) -> Case:
+    """Accounts for something that cannot be looked at; its path is hidden, because it may be the folder of a DICOM export."""
+    return Case(name, "dicom", (path,), PurePosixPath(name), _relative(path, found), path.suffix, refused=reason)
+
+
+def _other_cases(found: Found, digest: Hash, hash_paths: bool) -> list[Case]:
+    """Accounts for files that were named one by one and are no image that medgen reads, and for what cannot be opened."""
+    cases = [
+        _broken_case(p, reason, f"unreadable-{digest(str(_relative(p, found)))}", found) for p, reason in found.broken
+    ]
+    for path in found.foreign:
+        relative = _relative(path, found)
+        name = f"file-{digest(str(relative))}" if hash_paths else str(relative)
+        cases.append(Case(name, "nifti", (path,), PurePosixPath(name), relative, path.suffix, excluded=_FOREIGN))
+    return cases
+
+
+def _told_apart(cases: list[Case]) -> list[Case]:
+    """Gives every case a name and stem of its own: those that collide (`a.nii`, `a.nii.gz`) get a short hash of their path."""
+    stems = Counter(str(c.stem).casefold() for c in cases)
+    names = Counter(c.name for c in cases)
+    apart = []
+    for case in cases:
+        path = str(case.relative).encode("utf-8", "surrogateescape")
+        tail = f"-{hashlib.sha256(path).hexdigest()[:_TAIL_DIGITS]}"
+        stem = case.stem.with_name(case.stem.name + tail) if stems[str(case.stem).casefold()] > 1 else case.stem
+        apart.append(replace(case, stem=stem, name=case.name + tail if names[case.name] > 1 else case.name))
+    return apart

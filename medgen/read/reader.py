@@ -1,0 +1,101 @@
+"""A case becomes a MetaTensor: inside MONAI's `LoadImaged`, or for `medgen run`."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from monai.data import ImageReader, MetaTensor
+
+from medgen.case import Case
+from medgen.errors import UnreadableError
+from medgen.read.dicom import read_dicom
+from medgen.read.nifti import read_nifti
+from medgen.read.volume import Volume
+
+Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+_NO_CHANNEL = float("nan")  # as MONAI's own readers say it
+# Names one of several volumes in one multi-frame file: `scan.dcm#volume:echo=4.9`.
+VOLUME_MARK = "#volume:"
+
+
+class VolumeReader(ImageReader):  # type: ignore[misc]
+    """Reads a NIfTI file, a folder with one DICOM series, or the files of one, with medgen's checks.
+
+    Use it as `LoadImaged(keys="image", reader=VolumeReader)`. Voxels come as `(X, Y, Z)` float32 on a RAS+ affine. What is wrong
+    with an input is raised from `get_data`, not from `read`: MONAI answers an error in `read` by trying its other readers, which
+    would read an irregular series silently.
+
+    Args:
+        allow_irregular: resample uneven or tilted DICOM slices onto a regular grid instead of refusing them.
+    """
+
+    def __init__(self, allow_irregular: bool = False) -> None:
+        super().__init__()
+        self.allow_irregular = allow_irregular
+
+    def verify_suffix(self, filename: Paths) -> bool:
+        """Any name may be DICOM."""
+        return True
+
+    def read(self, data: Paths, **kwargs: Any) -> list[Path]:  # noqa: ANN401 - MONAI's signature
+        """Only remembers what to read; see the class."""
+        return [Path(p) for p in ([data] if isinstance(data, str | os.PathLike) else data)]
+
+    def get_data(self, img: Sequence[Path]) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
+        """Reads voxels and metadata.
+
+        Raises:
+            InputError: the volume cannot be used.
+        """
+        volume = read_volume(img, allow_irregular=self.allow_irregular)
+        return volume.image, _metadata(volume, _NO_CHANNEL)
+
+
+def read_image(case: Case, *, allow_irregular: bool = False) -> MetaTensor:
+    """Reads a case as `(1, X, Y, Z)` float32, as `LoadImaged` and `EnsureChannelFirstd` would hand it on.
+
+    Args:
+        case: from `find_cases`.
+        allow_irregular: resample uneven or tilted DICOM slices onto a regular grid (`meta["medgen_flags"]` then has `"regridded"`).
+
+    Raises:
+        InputError: the volume cannot be used; the message says why, with numbers.
+    """
+    if case.kind == "dicom":
+        volume = read_dicom(case.files, volume=case.volume, allow_irregular=allow_irregular)
+    else:
+        volume = read_nifti(case.files[0], allow_irregular=allow_irregular)
+    meta = {**_metadata(volume, 0), "filename_or_obj": str(case.files[0])}
+    meta["medgen_flags"] = sorted({*case.flags, *volume.flags})
+    return MetaTensor(torch.from_numpy(volume.image)[None], meta=meta)
+
+
+def read_volume(paths: Sequence[Path], *, allow_irregular: bool = False) -> Volume:
+    """Reads the one volume at `paths`: a NIfTI file, a folder of DICOM files, or DICOM files.
+
+    Raises:
+        InputError: it cannot be used, or there is not exactly one.
+    """
+    first, _, key = str(paths[0]).partition(VOLUME_MARK) if not paths[0].exists() else (str(paths[0]), "", "")
+    if len(paths) == 1 and first.lower().endswith((".nii", ".nii.gz")):
+        return read_nifti(Path(first), allow_irregular=allow_irregular)
+    files = [f for p in (Path(first), *paths[1:]) for f in (sorted(p.iterdir()) if p.is_dir() else [p]) if f.is_file()]
+    if not files:
+        raise UnreadableError(f"{Path(first).name}: expected a NIfTI file or DICOM files, got nothing")
+    return read_dicom(files, volume=key, allow_irregular=allow_irregular)
+
+
+def _metadata(volume: Volume, channel_dim: float) -> dict[str, Any]:
+    return {
+        "affine": torch.from_numpy(volume.grid.affine.copy()),
+        "original_affine": volume.grid.affine.copy(),
+        "spatial_shape": np.array(volume.grid.shape),
+        "original_channel_dim": channel_dim,
+        "space": "RAS",
+        "modality": volume.modality,
+        "medgen_flags": list(volume.flags),
+    }
