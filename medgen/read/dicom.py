@@ -18,7 +18,7 @@ def read_dicom(files: Sequence[Path], *, volume: str = "", allow_irregular: bool
     """Reads the one volume that the files hold.
 
     Args:
-        files: of one series, in any order; DICOM files that hold no volume image (localizers, screen saves) are left out.
+        files: of one series, in any order; those that hold no volume image (localizers, screen saves) are left out.
         volume: which one, when the files hold several: the key of its `Stack`.
         allow_irregular: resample uneven or tilted slices onto a regular grid instead of refusing them.
 
@@ -28,7 +28,7 @@ def read_dicom(files: Sequence[Path], *, volume: str = "", allow_irregular: bool
         IntensityError: voxels are NaN, infinite or constant.
     """
     stacks = build_stacks(plane for file in files for plane in read_planes(file))
-    usable = [s for s in stacks if not s.excluded and (not volume or s.key == volume)]
+    usable = [s for s in stacks if not s.excluded and _is_part_of(s.key, volume)]
     if not usable:
         rules = sorted({s.excluded for s in stacks if s.excluded})
         raise UnreadableError(
@@ -38,6 +38,11 @@ def read_dicom(files: Sequence[Path], *, volume: str = "", allow_irregular: bool
         names = ", ".join(f"{len(s.planes)} slices{f' with {s.key}' if s.key else ''}" for s in usable)
         raise GeometryError(f"expected one volume in {len(files)} DICOM files, got {len(usable)}: {names}")
     return read_stack(usable[0], allow_irregular=allow_irregular)
+
+
+def _is_part_of(key: str, volume: str) -> bool:
+    """Says whether a key fits the volume asked for; the files of one volume alone need fewer words than the series."""
+    return not volume or set(key.split(";")) - {""} <= set(volume.split(";"))
 
 
 def read_stack(stack: Stack, *, allow_irregular: bool = False) -> Volume:

@@ -13,10 +13,10 @@ from typing import Any
 from medgen.case import Case
 from medgen.errors import InputError, NoInputError, UnreadableError
 from medgen.provenance import files_sha256
-from medgen.read.files import NIFTI_EXTENSIONS, Found, find_files
+from medgen.read.files import Found, find_files
 from medgen.read.headers import Plane
 from medgen.read.lattice import build_lattice, irregularity
-from medgen.read.nifti import check_header
+from medgen.read.nifti import NIFTI_EXTENSIONS, check_header
 from medgen.read.planes import read_planes
 from medgen.read.reader import VOLUME_MARK
 from medgen.read.stacks import Stack, build_stacks
@@ -34,14 +34,17 @@ Hash = Callable[[str], str]
 def find_cases(source: Path, *, salt: bytes, hash_paths: bool = False, allow_irregular: bool = False) -> list[Case]:
     """Finds the cases in an input, reading headers only.
 
-    Nothing is dropped silently: what a rule leaves out is a case with `excluded`, what cannot be used one with `refused`. Only files
-    in folders that are neither NIfTI nor DICOM, hidden files, DICOM objects without an image, and outputs of earlier runs are no cases.
+    Nothing is dropped silently: what a rule leaves out is a case with `excluded`, what cannot be used one with
+    `refused`. No cases are only files in folders that are neither NIfTI nor DICOM (their number is logged), hidden
+    files, DICOM objects without an image, and outputs of earlier runs.
 
     Args:
-        source: a NIfTI or DICOM file, a folder (searched to the bottom), a `.txt`, `.tsv` or `.csv` list of paths, or a data manifest.
+        source: a NIfTI or DICOM file, a folder (searched to the bottom), a list of paths (`.txt`, `.tsv`, `.csv`), or a
+            data manifest (`.json`).
         salt: secret of the run that goes into the names of DICOM cases.
         hash_paths: call NIfTI files by a hash, too.
-        allow_irregular: describe irregular DICOM stacks by the grid that they will be resampled to, instead of refusing them.
+        allow_irregular: describe irregular DICOM stacks by the grid that they will be resampled to, instead of refusing
+            them.
 
     Returns:
         cases in a stable order; names and stems are unique.
@@ -74,10 +77,15 @@ def require_cases(dataset: Any) -> None:  # noqa: ANN401 - any sized thing: a li
 
 
 def datalist(dataset_dir: str) -> list[dict[str, Any]]:
-    """Lists the cases below a folder for a bundle's `dataset`: an item has `image` (a path, or the paths of a series) and `stem`.
+    """Lists the cases below a folder for a bundle's `dataset`.
 
-    Localizers and the like are left out, and logged. A missing or empty folder gives an empty list, because MONAI builds the dataset
-    of a bundle whose data are elsewhere; `require_cases` is for when the work starts.
+    Localizers and the like are left out, and logged; what is refused is listed, so that reading it raises the reason.
+    A missing or empty folder gives an empty list, because MONAI builds the dataset of a bundle whose data are
+    elsewhere; `require_cases` is for when the work starts.
+
+    Returns:
+        items with `image` (a path, or the paths of a series, for `VolumeReader`) and `stem` (`Case.stem` as text; for a
+        DICOM series a hash without salt).
     """
     if not dataset_dir or not Path(dataset_dir).is_dir():
         return []
@@ -92,8 +100,15 @@ def datalist(dataset_dir: str) -> list[dict[str, Any]]:
 
 
 def input_sha256(case: Case) -> str:
-    """Returns the hash of a case's content: its files, and which volume in them."""
-    content = files_sha256(case.files)
+    """Returns the hash of a case's content: its files, and which volume in them.
+
+    Raises:
+        UnreadableError: a file cannot be read.
+    """
+    try:
+        content = files_sha256(case.files)
+    except OSError as error:
+        raise UnreadableError(f"cannot be read: {error.strerror}") from error
     return hashlib.sha256(f"{content}{case.volume}".encode()).hexdigest() if case.volume else content
 
 
@@ -194,12 +209,12 @@ def _dicom_case(stack: Stack, name: str, relative: PurePosixPath, allow_irregula
 
 
 def _broken_case(path: Path, reason: str, name: str, found: Found) -> Case:
-    """Accounts for something that cannot be looked at; its path is hidden, because it may be the folder of a DICOM export."""
+    """Accounts for what cannot be looked at; its path is hidden, because it may be part of a DICOM export."""
     return Case(name, "dicom", (path,), PurePosixPath(name), _relative(path, found), path.suffix, refused=reason)
 
 
 def _other_cases(found: Found, digest: Hash, hash_paths: bool) -> list[Case]:
-    """Accounts for files that were named one by one and are no image that medgen reads, and for what cannot be opened."""
+    """Accounts for what was named one by one and is no image that medgen reads, and for what cannot be opened."""
     cases = [
         _broken_case(p, reason, f"unreadable-{digest(str(_relative(p, found)))}", found) for p, reason in found.broken
     ]
@@ -211,7 +226,7 @@ def _other_cases(found: Found, digest: Hash, hash_paths: bool) -> list[Case]:
 
 
 def _told_apart(cases: list[Case]) -> list[Case]:
-    """Gives every case a name and stem of its own: those that collide (`a.nii`, `a.nii.gz`) get a short hash of their path."""
+    """Gives each case its own name and stem: those that collide (`a.nii`, `a.nii.gz`) get a hash of their path."""
     stems = Counter(str(c.stem).casefold() for c in cases)
     names = Counter(c.name for c in cases)
     apart = []

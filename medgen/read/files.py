@@ -10,10 +10,10 @@ from pathlib import Path
 from medgen.errors import NoInputError
 from medgen.read.headers import looks_like_dicom
 from medgen.read.manifest import image_paths
+from medgen.read.nifti import NIFTI_EXTENSIONS
 
 _log = logging.getLogger(__name__)
 
-NIFTI_EXTENSIONS = (".nii.gz", ".nii")
 _DICOM_EXTENSIONS = (".dcm", ".ima", ".dicom")
 _LIST_EXTENSIONS = (".txt", ".tsv", ".csv")
 _PATH_COLUMNS = ("path", "image")

@@ -1,7 +1,7 @@
 """One DICOM file's header, read without its pixels and cut into planes.
 
-A plane is one two-dimensional image: a classic file holds one, an enhanced multi-frame file one per frame. Values are taken
-from the raw bytes: pydicom's own conversion warns about every decimal string that a scanner wrote one digit too long.
+A plane is one two-dimensional image: a classic file holds one, an enhanced multi-frame file one per frame. Values are
+taken from the raw bytes: pydicom's own conversion warns about every decimal string that a scanner wrote too long.
 """
 
 import struct
@@ -25,14 +25,50 @@ _EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
 _IMPLICIT_LITTLE = "1.2.840.10008.1.2"
 _BINARY_VR = {"US": "H", "SS": "h", "UL": "I", "SL": "i", "FL": "f", "FD": "d"}
 _KEYWORDS = (
-    "SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID FrameOfReferenceUID Modality ImageType Rows Columns "
-    "NumberOfFrames SamplesPerPixel PhotometricInterpretation BitsAllocated BitsStored HighBit PixelRepresentation "
-    "RescaleSlope RescaleIntercept ModalityLUTSequence PixelSpacing ImagePositionPatient ImageOrientationPatient "
-    "SliceThickness SpacingBetweenSlices InstanceNumber AcquisitionNumber TemporalPositionIdentifier TriggerTime "
-    "EchoNumbers EchoTime RepetitionTime InversionTime FlipAngle DiffusionBValue SeriesDescription ProtocolName "
-    "ScanningSequence BodyPartExamined PatientName PatientID PatientBirthDate "
-    "SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence"
-).split()
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "FrameOfReferenceUID",
+    "Modality",
+    "ImageType",
+    "Rows",
+    "Columns",
+    "NumberOfFrames",
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+    "RescaleSlope",
+    "RescaleIntercept",
+    "ModalityLUTSequence",
+    "PixelSpacing",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "SliceThickness",
+    "SpacingBetweenSlices",
+    "InstanceNumber",
+    "AcquisitionNumber",
+    "TemporalPositionIdentifier",
+    "TriggerTime",
+    "EchoNumbers",
+    "EchoTime",
+    "RepetitionTime",
+    "InversionTime",
+    "FlipAngle",
+    "DiffusionBValue",
+    "SeriesDescription",
+    "ProtocolName",
+    "ScanningSequence",
+    "BodyPartExamined",
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "SharedFunctionalGroupsSequence",
+    "PerFrameFunctionalGroupsSequence",
+)
 _TAGS = {keyword: tag for keyword in _KEYWORDS if (tag := tag_for_keyword(keyword)) is not None}
 
 
@@ -187,7 +223,7 @@ def looks_like_dicom(file: Path) -> bool:
         start = stream.read(_PREAMBLE + 4)
     if start[_PREAMBLE:] == b"DICM":
         return True
-    # Without a preamble the first element is in group 0002 or 0008, has a small element number, and a sane length or VR follows.
+    # Without a preamble the file begins with an element of group 0002 or 0008 whose number is small.
     return len(start) > 12 and start[:2] in (b"\x02\x00", b"\x08\x00") and start[3] == 0 and start[2] <= 0x18
 
 
@@ -195,7 +231,7 @@ def open_header(file: Path) -> tuple[Header, str, int]:
     """Reads the part of a header that medgen uses.
 
     Returns:
-        the header, the transfer syntax, and the byte where plain little-endian pixels begin (-1 if compressed or otherwise stored).
+        the header, the transfer syntax, and the byte where plain little-endian pixels begin (-1 if otherwise stored).
 
     Raises:
         UnreadableError: the file is empty or no DICOM.
@@ -258,7 +294,7 @@ def _value_problem(header: Header, allocated: int) -> str:
     """Says why stored values cannot be turned into real ones, else an empty string."""
     photometric = header.text("PhotometricInterpretation")
     if photometric == "MONOCHROME1":
-        # Whether only the display or the values too are inverted differs by maker; a guess would turn a T1 into its negative.
+        # Whether the values too are inverted, or only their display, differs by maker; a guess could make a negative.
         return "expected MONOCHROME2, got MONOCHROME1 (low values shown white); convert the series first"
     if photometric != "MONOCHROME2":
         return f"expected MONOCHROME2, got {photometric or 'no photometric interpretation'}"

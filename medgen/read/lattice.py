@@ -15,8 +15,8 @@ from medgen.read.headers import Plane
 
 Array = npt.NDArray[np.float64]
 
-# Two planes are parallel below this change of a direction cosine: six printed digits and a scanner's rounding stay below it,
-# and at the edge of a 250 mm slice it moves a pixel by 0.25 mm.
+# Two planes are parallel below this change of a direction cosine: six printed digits and a scanner's rounding stay
+# below it, and at the edge of a 250 mm slice it moves a pixel by 0.25 mm.
 PARALLEL_TOLERANCE = 1e-3
 # A slice may lie this far from its place along the normal: positions are often rounded to a tenth of a millimetre ...
 SLICE_TOLERANCE_MM = 0.05
@@ -107,7 +107,7 @@ def build_lattice(planes: Sequence[Plane]) -> Lattice:
     """Returns how the planes lie in space, sorted along the normal.
 
     Raises:
-        GeometryError: the headers do not say it, or planes differ in direction, matrix, pixel size or frame of reference.
+        GeometryError: the headers do not say it, or direction, matrix, pixels or frame of reference differ.
     """
     _require_headers(planes)
     _require_agreement(planes)
@@ -203,7 +203,7 @@ def _tilted(lattice: Lattice) -> str:
         return ""
     extent = lattice.heights[-1] - lattice.heights[0]
     angle = float(np.degrees(np.arctan2(np.linalg.norm(lattice.sideways[-1]), extent)))
-    return f"gantry tilt: the stack leans {angle:.1f} degrees from the slices' normal, {drift.max():.3g} mm over its length"
+    return f"gantry tilt: the stack leans {angle:.1f} degrees from the slices' normal ({drift.max():.3g} mm in all)"
 
 
 def regular_grid(lattice: Lattice) -> Grid:

@@ -93,7 +93,7 @@ def image_paths(path: Path) -> tuple[Path, list[Path]]:
 
 
 def find_data_root(path: Path, data_root: Path | None = None) -> Path:
-    """Returns what a manifest's paths are relative to: the argument, else MEDGEN_DATA, else the manifest's own folder."""
+    """Returns what the paths are relative to: the argument, else MEDGEN_DATA, else the manifest's own folder."""
     return Path(data_root or os.environ.get(DATA_ROOT_VARIABLE) or path.absolute().parent).absolute()
 
 

@@ -4,6 +4,7 @@ import gzip
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import nibabel as nib
 import numpy as np
@@ -15,9 +16,14 @@ from medgen.errors import GeometryError, UnreadableError
 from medgen.geometry import Grid, shear_degrees
 from medgen.read.volume import Volume, require_usable
 
+NIFTI_EXTENSIONS = (".nii.gz", ".nii")
+
 # Perpendicular within what float32 header fields can state.
 _SHEAR_TOLERANCE_DEGREES = 0.05
+_SMALLEST_DETERMINANT_MM3 = 1e-9
 _HEADER_BYTES = 348
+_MAGIC = slice(344, 347)
+_CHUNK_BYTES = 1 << 24
 _READ_ERRORS = (OSError, EOFError, zlib.error, ImageFileError, HeaderDataError, ValueError, OverflowError, MemoryError)
 
 
@@ -28,7 +34,7 @@ class NiftiHeader:
     Attributes:
         image: nibabel's image, voxels not yet read.
         grid: of its three spatial axes.
-        flags: what a reader should know, such as `"sform-qform-differ"`.
+        flags: what a reader should know: `"sform-qform-differ"`, `"sheared"`, `"orientation-unknown"`, `"unit-micron"`.
     """
 
     image: nib.Nifti1Image
@@ -39,17 +45,19 @@ class NiftiHeader:
 def read_nifti(file: Path, *, allow_irregular: bool = False) -> Volume:
     """Reads a 3-D NIfTI file as float32, with the header's slope and intercept applied.
 
+    Memory holds the stored values and the result, and only one of them where the file stores float32.
+
     Raises:
         UnreadableError: empty, truncated, no NIfTI, not 3-D, complex or colour.
-        GeometryError: no orientation stated, or a singular affine.
+        GeometryError: no orientation stated (unless `allow_irregular`), or a singular affine.
         IntensityError: voxels are NaN, infinite or constant.
     """
     header = check_header(file, allow_irregular=allow_irregular)
     try:
-        image = _real_values(header.image).reshape(header.grid.shape, order="F")
+        image = _real_values(file, header)
     except _READ_ERRORS as error:
         raise UnreadableError(
-            f"{file.name}: expected {header.grid.describe()}, got {file.stat().st_size} bytes that end too early or are damaged"
+            f"{file.name}: expected {header.grid.describe()}, got a truncated or damaged file ({type(error).__name__})"
         ) from error
     require_usable(image, file.name)
     return Volume(image, header.grid, flags=header.flags)
@@ -59,7 +67,7 @@ def check_header(file: Path, *, allow_irregular: bool = False) -> NiftiHeader:
     """Reads and checks the header only.
 
     Raises:
-        UnreadableError: empty, no NIfTI, not 3-D, complex or colour.
+        UnreadableError: empty, too short, no NIfTI, not 3-D, complex or colour.
         GeometryError: no orientation stated (unless `allow_irregular`), or a singular affine.
     """
     image = _open(file)
@@ -68,66 +76,69 @@ def check_header(file: Path, *, allow_irregular: bool = False) -> NiftiHeader:
         shape = shape[:-1]
     if len(shape) != 3 or min(shape) < 1:
         several = f" ({int(np.prod(shape[3:]))} volumes; split them first)" if len(shape) > 3 else ""
-        raise UnreadableError(
-            f"{file.name}: expected one 3-D volume, got shape {tuple(int(n) for n in shape)}{several}"
-        )
+        raise UnreadableError(f"{file.name}: expected one 3-D volume, got shape {tuple(map(int, shape))}{several}")
     dtype = image.get_data_dtype()
     if dtype.kind not in "iuf":
         raise UnreadableError(f"{file.name}: expected real numbers, got {'colour' if dtype.fields else dtype.name}")
+    needed = image.dataobj.offset + int(np.prod(shape, dtype=object)) * dtype.itemsize
+    if file.suffix.lower() == ".nii" and file.stat().st_size < needed:
+        raise UnreadableError(f"{file.name}: expected {needed} bytes, got {file.stat().st_size}: the file is truncated")
     grid = Grid((int(shape[0]), int(shape[1]), int(shape[2])), np.asarray(image.affine, dtype=np.float64))
     return NiftiHeader(image, grid, _check_affine(image, grid, file.name, allow_irregular=allow_irregular))
 
 
 def _open(file: Path) -> nib.Nifti1Image:
-    size = file.stat().st_size
-    if size == 0:
-        raise UnreadableError(f"{file.name}: expected a NIfTI file, got an empty one")
     try:
+        size = file.stat().st_size
+        if size == 0:
+            raise UnreadableError(f"{file.name}: expected a NIfTI file, got an empty one")
         image = nib.load(file)
-        if not isinstance(image, nib.Nifti1Image):  # Nifti2Image is one too
+        if not isinstance(image, nib.Nifti1Image):  # a NIfTI-2 image is one, too
             raise ImageFileError(type(image).__name__)
+    except FileNotFoundError as error:
+        raise UnreadableError(f"{file.name}: expected a NIfTI file, got nothing") from error
+    except PermissionError as error:
+        raise UnreadableError(f"{file.name}: may not be read; check its permissions") from error
     except _READ_ERRORS as error:
         raise UnreadableError(f"{file.name}: expected a NIfTI file, got {_what_it_is(file)} ({size} bytes)") from error
     return image
 
 
 def _what_it_is(file: Path) -> str:
-    """Says what a file that is no NIfTI seems to be."""
+    """Says what a file that cannot be read as NIfTI seems to be."""
     with file.open("rb") as stream:
         start = stream.read(_HEADER_BYTES)
     if start[:2] == b"\x1f\x8b":
         try:
-            with gzip.open(file) as stream:
-                return (
-                    "gzip of something else"
-                    if len(stream.read(_HEADER_BYTES)) == _HEADER_BYTES
-                    else "gzip that is too short"
-                )
+            with gzip.open(file) as packed:
+                return "a damaged header" if len(packed.read(_HEADER_BYTES)) == _HEADER_BYTES else "too few bytes"
         except _READ_ERRORS:
             return "truncated or damaged gzip"
-    return "text" if start and all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in start) else "something else"
+    if start[_MAGIC] in (b"n+1", b"ni1"):
+        packed_name = file.suffix.lower() == ".gz"
+        return "one that is not compressed (call it .nii)" if packed_name else "one with a damaged header"
+    return "text" if all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in start) else "something else"
 
 
 def _check_affine(image: nib.Nifti1Image, grid: Grid, name: str, *, allow_irregular: bool) -> tuple[str, ...]:
-    """Refuses an affine that places no voxel, and flags one that two tools could read differently."""
-    affine = grid.affine
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-        raise GeometryError(
-            f"{name}: expected an invertible affine, got one with determinant {np.linalg.det(affine[:3, :3]):.3g}"
-        )
+    """Refuses an affine that does not say where voxels lie, and flags one that two tools could read differently."""
+    determinant = np.linalg.det(grid.affine[:3, :3])
+    if not (np.isfinite(grid.affine).all() and abs(determinant) > _SMALLEST_DETERMINANT_MM3):
+        raise GeometryError(f"{name}: expected an affine with an inverse, got one with determinant {determinant:.3g}")
     sform, qform = int(image.header["sform_code"]), int(image.header["qform_code"])
-    if sform == 0 and qform == 0:
-        if not allow_irregular:
-            raise GeometryError(
-                f"{name}: sform and qform code are 0, so left and right are unknown; set one, or try --allow-irregular"
-            )
-        return ("orientation-unknown",)
-    flags = []
-    if sform > 0 and qform > 0 and _forms_differ(image, grid):
-        flags.append("sform-qform-differ")  # nibabel, and so this package, uses the sform
-    if shear_degrees(affine) > _SHEAR_TOLERANCE_DEGREES:
-        flags.append("sheared")
-    return tuple(flags)
+    if sform == 0 and qform == 0 and not allow_irregular:
+        raise GeometryError(
+            f"{name}: sform and qform code are 0, so left and right are unknown; set one, or try --allow-irregular"
+        )
+    unit = image.header.get_xyzt_units()[0]
+    found = {
+        "orientation-unknown": sform == 0 and qform == 0,
+        # nibabel, and so this package, takes the sform.
+        "sform-qform-differ": sform > 0 and qform > 0 and _forms_differ(image, grid),
+        "sheared": shear_degrees(grid.affine) > _SHEAR_TOLERANCE_DEGREES,
+        f"unit-{unit}": unit not in ("mm", "unknown"),
+    }
+    return tuple(flag for flag, present in found.items() if present)
 
 
 def _forms_differ(image: nib.Nifti1Image, grid: Grid) -> bool:
@@ -138,17 +149,37 @@ def _forms_differ(image: nib.Nifti1Image, grid: Grid) -> bool:
     return bool(Grid(grid.shape, qform).differs_from(grid))
 
 
-def _real_values(image: nib.Nifti1Image) -> npt.NDArray[np.float32]:
-    """Reads and scales slice by slice, so that no more than the stored values and the result are in memory."""
-    proxy = image.dataobj
-    stored: npt.NDArray[np.generic] = np.asanyarray(proxy.get_unscaled())
-    if isinstance(stored, np.memmap):
-        stored = np.array(stored, order="K", subok=False)
+def _real_values(file: Path, header: NiftiHeader) -> npt.NDArray[np.float32]:
+    """Reads and scales, slice by slice."""
+    proxy = header.image.dataobj
     slope, intercept = float(proxy.slope), float(proxy.inter)
-    if stored.dtype == np.float32 and stored.dtype.isnative and (slope, intercept) == (1.0, 0.0):
-        return stored.view(np.float32)
-    out = np.empty(stored.shape, dtype=np.float32, order="F")
-    for k in range(stored.shape[-1]):
-        np.multiply(stored[..., k], slope, out=out[..., k], casting="unsafe")
-        out[..., k] += np.float32(intercept)
+    stored = _stored_values(file, proxy.offset, proxy.dtype, header.grid.shape)
+    if stored.dtype == np.float32 and (slope, intercept) == (1.0, 0.0):
+        return stored.astype(np.float32, copy=False)
+    out = np.empty(header.grid.shape, dtype=np.float32, order="F")
+    with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold becomes infinite, and is refused
+        for k in range(out.shape[2]):
+            out[..., k] = stored[..., k] * slope + intercept
     return out
+
+
+def _stored_values(file: Path, offset: int, dtype: np.dtype[Any], shape: tuple[int, int, int]) -> npt.NDArray[Any]:
+    """Reads the voxels as stored; a gzip is read to its end, since only there its checksum is verified."""
+    values = np.empty(shape, dtype=dtype, order="F")
+    bytes_ = values.reshape(-1, order="F").view(np.uint8)
+    with _opened(file) as stream:
+        stream.read(offset)
+        at = 0
+        while at < len(bytes_):
+            chunk = stream.read(min(_CHUNK_BYTES, len(bytes_) - at))
+            if not chunk:
+                raise EOFError
+            bytes_[at : at + len(chunk)] = np.frombuffer(chunk, np.uint8)
+            at += len(chunk)
+        while file.suffix.lower() == ".gz" and stream.read(_CHUNK_BYTES):
+            pass
+    return values if values.dtype.isnative else values.astype(values.dtype.newbyteorder("="))
+
+
+def _opened(file: Path) -> BinaryIO | gzip.GzipFile:
+    return gzip.open(file) if file.suffix.lower() == ".gz" else file.open("rb")

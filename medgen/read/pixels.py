@@ -29,8 +29,12 @@ _CODECS = {
 
 
 def pixels_sha256(plane: Plane) -> str:
-    """Returns a hash of the stored values, for telling a copy from another image."""
-    return hashlib.sha256(np.ascontiguousarray(stored_values(plane)).tobytes()).hexdigest()
+    """Returns a hash of the stored values, for telling a copy from another image; unreadable pixels equal no others."""
+    try:
+        values = np.ascontiguousarray(stored_values(plane))
+    except (UnreadableError, OSError):
+        return f"unreadable {plane.file} {plane.frame}"
+    return hashlib.sha256(values.tobytes()).hexdigest()
 
 
 def fill_real_values(plane: Plane, out: Image) -> None:

@@ -1,4 +1,4 @@
-"""DICOM files as planes: which are volume images at all, where each plane lies, and what tells volumes of one series apart."""
+"""DICOM files as planes: which are volume images, where each plane lies, what tells volumes of one series apart."""
 
 import re
 from pathlib import Path
@@ -40,7 +40,10 @@ def exclusion(header: Header) -> str:
 
 
 def describe(header: Header) -> str:
-    """Returns what an image is in a few words: the series' description and timing, never a word of the patient's name, ID or birth date."""
+    """Returns what an image is in a few words: the series' description, the sequence and its timing.
+
+    A description in which someone typed a part of the patient's name, ID or birth date is left out.
+    """
     words = header.text("SeriesDescription") or header.text("ProtocolName")
     identity = f"{header.text('PatientName')} {header.text('PatientID')} {header.text('PatientBirthDate')}".lower()
     if any(len(part) > 1 and part in words.lower() for part in re.split(r"[\s^=_,.-]+", identity)):
@@ -120,7 +123,7 @@ def _positive(spacing: Vector | None) -> Vector | None:
 
 
 def _frame(file: Path, index: int, header: Header, coding: PixelCoding, shared: Header | None, own: Header) -> Plane:
-    """Builds the plane of one frame; what its own functional groups lack is taken from the shared ones (PS3.3 C.7.6.16)."""
+    """Builds the plane of one frame; what its own functional groups lack is in the shared ones (PS3.3 C.7.6.16)."""
 
     def group(sequence: str) -> Header:
         found = own.items(sequence) or (shared.items(sequence) if shared else [])

@@ -13,7 +13,8 @@ from monai.data import ImageReader, MetaTensor
 from medgen.case import Case
 from medgen.errors import UnreadableError
 from medgen.read.dicom import read_dicom
-from medgen.read.nifti import read_nifti
+from medgen.read.headers import looks_like_dicom
+from medgen.read.nifti import NIFTI_EXTENSIONS, read_nifti
 from medgen.read.volume import Volume
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -25,9 +26,9 @@ VOLUME_MARK = "#volume:"
 class VolumeReader(ImageReader):  # type: ignore[misc]
     """Reads a NIfTI file, a folder with one DICOM series, or the files of one, with medgen's checks.
 
-    Use it as `LoadImaged(keys="image", reader=VolumeReader)`. Voxels come as `(X, Y, Z)` float32 on a RAS+ affine. What is wrong
-    with an input is raised from `get_data`, not from `read`: MONAI answers an error in `read` by trying its other readers, which
-    would read an irregular series silently.
+    Use it as `LoadImaged(keys="image", reader=VolumeReader)`. Voxels come as `(X, Y, Z)` float32 on a RAS+ affine.
+    What is wrong with an input is raised from `get_data`, not from `read`: MONAI answers an error in `read` by trying
+    its other readers, which would read an irregular series silently.
 
     Args:
         allow_irregular: resample uneven or tilted DICOM slices onto a regular grid instead of refusing them.
@@ -60,7 +61,8 @@ def read_image(case: Case, *, allow_irregular: bool = False) -> MetaTensor:
 
     Args:
         case: from `find_cases`.
-        allow_irregular: resample uneven or tilted DICOM slices onto a regular grid (`meta["medgen_flags"]` then has `"regridded"`).
+        allow_irregular: resample uneven or tilted DICOM slices onto a regular grid; `meta["medgen_flags"]` then has
+            `"regridded"`.
 
     Raises:
         InputError: the volume cannot be used; the message says why, with numbers.
@@ -80,18 +82,25 @@ def read_volume(paths: Sequence[Path], *, allow_irregular: bool = False) -> Volu
     Raises:
         InputError: it cannot be used, or there is not exactly one.
     """
-    first, _, key = str(paths[0]).partition(VOLUME_MARK) if not paths[0].exists() else (str(paths[0]), "", "")
-    if len(paths) == 1 and first.lower().endswith((".nii", ".nii.gz")):
-        return read_nifti(Path(first), allow_irregular=allow_irregular)
-    files = [f for p in (Path(first), *paths[1:]) for f in (sorted(p.iterdir()) if p.is_dir() else [p]) if f.is_file()]
-    if not files:
-        raise UnreadableError(f"{Path(first).name}: expected a NIfTI file or DICOM files, got nothing")
-    return read_dicom(files, volume=key, allow_irregular=allow_irregular)
+    marked = [str(p).partition(VOLUME_MARK) for p in paths]
+    named, volume = [Path(m[0]) for m in marked], marked[0][2]
+    missing = next((p for p in named if not p.exists()), None)
+    if missing:
+        raise UnreadableError(f"{missing.name}: expected a NIfTI file or DICOM files, got nothing")
+    if len(named) == 1 and named[0].name.lower().endswith(NIFTI_EXTENSIONS):
+        return read_nifti(named[0], allow_irregular=allow_irregular)
+    files = [f for p in named for f in (_dicom_files(p) if p.is_dir() else [p])]
+    return read_dicom(files, volume=volume, allow_irregular=allow_irregular)
+
+
+def _dicom_files(folder: Path) -> list[Path]:
+    """Lists the DICOM files in one folder, not below it."""
+    return [f for f in sorted(folder.iterdir()) if f.is_file() and f.name != "DICOMDIR" and looks_like_dicom(f)]
 
 
 def _metadata(volume: Volume, channel_dim: float) -> dict[str, Any]:
     return {
-        "affine": torch.from_numpy(volume.grid.affine.copy()),
+        "affine": volume.grid.affine.copy(),
         "original_affine": volume.grid.affine.copy(),
         "spatial_shape": np.array(volume.grid.shape),
         "original_channel_dim": channel_dim,
