@@ -150,7 +150,7 @@ def _require_agreement(planes: Sequence[Plane]) -> None:
         )
     turned = [p for p in planes if not are_parallel(first, p)]
     if turned:
-        angle = max(_angle_degrees(first, p) for p in turned)
+        angle = max(angle_degrees(first, p) for p in turned)
         raise GeometryError(
             f"mixed orientations: {len(turned)} of {count} slices are turned by up to {angle:.1f} degrees"
         )
@@ -164,7 +164,8 @@ def _require_agreement(planes: Sequence[Plane]) -> None:
         raise GeometryError(f"the {count} slices have pixel spacings from {spacings.min():g} to {spacings.max():g} mm")
 
 
-def _angle_degrees(first: Plane, second: Plane) -> float:
+def angle_degrees(first: Plane, second: Plane) -> float:
+    """Returns the larger of the angles between two planes' rows and columns `[degrees]`."""
     a, b = (np.array(p.orientation, dtype=np.float64).reshape(2, 3) for p in (first, second))
     return float(np.degrees(np.arccos(np.clip((a * b).sum(axis=1), -1.0, 1.0))).max())
 
