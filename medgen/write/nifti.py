@@ -30,9 +30,9 @@ _FAST = 1  # zlib level: a third of the time of the default for some percent mor
 def write_nifti(result: Result, path: Path, *, keep_float: bool = False) -> None:
     """Writes a result to `path` (`.nii` or `.nii.gz`), whole or not at all; the same result gives the same bytes.
 
-    Beside a NIfTI input the header states the grid exactly as the input's does: shape, sform, qform, their codes, units. Voxels
-    are rounded to int16 where that loses nothing: CT numbers always, other values where they span at least
-    `rounding.FEWEST_STEPS` and fit. Everything else stays float32.
+    Beside a NIfTI input the header states the grid exactly as the input's does: shape, sform, qform, their codes,
+    units. Voxels are rounded to int16 where that loses nothing: CT numbers always, other values where they span at
+    least `rounding.FEWEST_STEPS` and fit. Everything else stays float32.
 
     Args:
         result: what to write.
@@ -40,7 +40,7 @@ def write_nifti(result: Result, path: Path, *, keep_float: bool = False) -> None
         keep_float: float32 in any case.
 
     Raises:
-        OutputError: it cannot be written, has NaN or infinite voxels, or the file does not state the grid that it should.
+        OutputError: it cannot be written, has NaN or infinite voxels, or the header cannot state its grid.
     """
     voxels = _stored(result, keep_float=keep_float)
     header = _source_header(result.case, result.grid)

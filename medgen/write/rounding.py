@@ -7,8 +7,8 @@ import numpy.typing as npt
 
 from medgen.errors import OutputError
 
-# Values that span fewer steps than this (a bundle whose output lies in [0, 1]) would lose contrast when rounded.
-FEWEST_STEPS = 500
+# Values that span fewer steps than a display has greys (a bundle whose output lies in [0, 1]) would lose contrast.
+FEWEST_STEPS = 256
 
 
 @dataclass(frozen=True)

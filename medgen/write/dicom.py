@@ -1,0 +1,254 @@
+"""A result as a derived DICOM series beside its source: classic MR or CT, one file a slice."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydicom import Dataset
+from pydicom.dataset import FileMetaDataset
+from pydicom.sr.codedict import codes
+from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, MRImageStorage
+from pydicom.valuerep import format_number_as_ds
+
+import medgen
+from medgen.case import Result
+from medgen.errors import OutputError
+from medgen.geometry import Grid, Planes
+from medgen.write.atomic import atomic_folder
+from medgen.write.identity import Identity, identity_of, uid_of
+from medgen.write.rounding import Extent, extent_of
+from medgen.write.sources import Reference, in_slices, instance_numbers, references_of
+
+AIR_HU = -1024
+_TWELVE_BITS = 4095
+_SOFT_TISSUE_HU = (40.0, 400.0)  # window centre and width
+_WINDOW_PERCENTILES = (1.0, 99.0)
+_WINDOW_SAMPLES = 200_000
+_NOT_FOR_DIAGNOSIS = "Synthetic image, computed by a generative model. Not for diagnosis."
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How voxels become stored integers: `rint(value * scale) - intercept`.
+
+    Attributes:
+        scale: 1, but for images whose values are too close together, or too large, for integers.
+        intercept: RescaleIntercept, 0 for MR.
+        bits: BitsStored.
+        signed: two's complement.
+    """
+
+    scale: float
+    intercept: int
+    bits: int
+    signed: bool
+
+    def encode(self, plane: npt.NDArray[np.float32]) -> bytes:
+        """Returns the bytes of one slice `(columns, rows)`, row by row."""
+        stored = np.rint(plane.T * np.float32(self.scale)) - self.intercept
+        return bytes(stored.astype("<i2" if self.signed else "<u2").tobytes())
+
+
+def write_dicom_series(result: Result, folder: Path) -> None:
+    """Writes a result as a series `0001.dcm`, `0002.dcm`, ... in `folder`, whole or not at all.
+
+    Beside a DICOM source the series joins its study and frame of reference; every slice has the source's orientation
+    and names the source slice that it comes from. Another input becomes a study of its own. UIDs follow from source
+    and provenance, and nothing depends on the time, so that doing it again gives the same files.
+
+    CT is stored in unsigned 12 or 16 bits with slope 1 and intercept -1024 (lower only if there are lower values). MR
+    has no rescale: values are rounded, or if they span too little multiplied first, as DerivationDescription says.
+
+    Args:
+        result: of modality MR or CT.
+        folder: an existing one is replaced.
+
+    Raises:
+        OutputError: another modality, values that 16 bits cannot hold, a sheared grid, a source that is gone, or a
+            place that cannot be written to.
+    """
+    identity = identity_of(result.case, result.provenance.input_sha256)
+    image, grid = in_slices(result.image, result.grid, identity.planes)
+    planes = _planes(grid)
+    storage = _storage(extent_of(image), result)
+    references = references_of(identity.planes, planes)
+    numbers = instance_numbers(references)
+    series = _series(result, identity, storage)
+    _window(series, image, storage)
+    with atomic_folder(folder) as part:
+        for index, number in enumerate(numbers):
+            _slice(series, identity, references[index], number)
+            _place(series, planes, index, references[index])
+            series.PixelData = storage.encode(image[:, :, index])
+            series.save_as(part / f"{number:04d}.dcm", enforce_file_format=True)
+
+
+def _planes(grid: Grid) -> Planes:
+    planes = Planes.of(grid)
+    difference = planes.grid(rows=grid.shape[1], columns=grid.shape[0]).differs_from(grid)
+    if difference:
+        raise OutputError(
+            f"expected perpendicular axes for DICOM, got {grid.describe()} with a shear: {difference}; "
+            "write NIfTI (--format nifti)"
+        )
+    return planes
+
+
+def _storage(extent: Extent, result: Result) -> Storage:
+    if result.kind.modality == "CT":
+        intercept = min(AIR_HU, int(np.floor(extent.low)))
+        highest = round(extent.high) - intercept
+        if highest > np.iinfo(np.uint16).max:
+            raise OutputError(f"expected CT numbers that fit 16 bits, got {extent.low:.4g} to {extent.high:.4g}")
+        return Storage(1.0, intercept, 12 if highest <= _TWELVE_BITS else 16, signed=False)
+    if result.kind.modality != "MR":
+        raise OutputError(
+            f"expected modality MR or CT for a DICOM series, got {result.kind.modality or 'none'}; "
+            "write NIfTI (--format nifti)"
+        )
+    signed = extent.low < 0
+    if extent.rounds_well and extent.fits(np.int16 if signed else np.uint16):
+        small = not signed and extent.high <= _TWELVE_BITS
+        return Storage(1.0, 0, 12 if small else 16, signed)
+    largest = max(abs(extent.low), abs(extent.high))
+    return Storage(_TWELVE_BITS / largest if largest else 1.0, 0, 16 if signed else 12, signed)
+
+
+def _series(result: Result, identity: Identity, storage: Storage) -> Dataset:
+    """Everything that is the same in all slices."""
+    kind, provenance = result.kind, result.provenance
+    series = Dataset()
+    series.update(identity.patient_and_study)
+    series.Modality = kind.modality
+    series.SOPClassUID = CTImageStorage if kind.modality == "CT" else MRImageStorage
+    series.SeriesInstanceUID = _series_uid(result, identity)
+    series.SeriesNumber = identity.series_number
+    series.SeriesDescription = _ascii(_said_synthetic(kind.description or kind.suffix), 64)
+    series.SyntheticData = "YES"
+    series.ImageComments = _NOT_FOR_DIAGNOSIS
+    series.BurnedInAnnotation = "NO"
+    series.DerivationDescription = _ascii(_derivation(result, storage), 1024)
+    if "regridded" in result.flags:
+        series.DerivationCodeSequence = [_code(codes.DCM.SpatialResampling)]
+    series.Manufacturer = "medgen"
+    series.ManufacturerModelName = _ascii(provenance.bundle, 64)
+    series.SoftwareVersions = [f"medgen {medgen.__version__}", _ascii(f"bundle {provenance.bundle_version}", 64)]
+    series.ContributingEquipmentSequence = _equipment(result, identity)
+    series.SamplesPerPixel = 1
+    series.PhotometricInterpretation = "MONOCHROME2"
+    series.BitsAllocated, series.BitsStored, series.HighBit = 16, storage.bits, storage.bits - 1
+    series.PixelRepresentation = int(storage.signed)
+    _modality_module(series, storage)
+    series.file_meta = FileMetaDataset()
+    series.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    series.file_meta.MediaStorageSOPClassUID = series.SOPClassUID
+    return series
+
+
+def _modality_module(series: Dataset, storage: Storage) -> None:
+    """The CT or MR Image Module (PS3.3 C.8.2.1, C.8.3.1) of an image that was not scanned: empty where allowed."""
+    if series.Modality == "CT":
+        series.ImageType = ["DERIVED", "SECONDARY", "AXIAL"]
+        series.RescaleIntercept, series.RescaleSlope, series.RescaleType = storage.intercept, 1, "HU"
+        empty = ["KVP", "AcquisitionNumber"]
+    else:
+        series.ImageType = ["DERIVED", "SECONDARY", "OTHER"]
+        series.ScanningSequence, series.SequenceVariant = "RM", "NONE"
+        empty = ["ScanOptions", "MRAcquisitionType", "RepetitionTime", "EchoTime", "EchoTrainLength"]
+    for keyword in empty:
+        setattr(series, keyword, None)
+
+
+def _slice(series: Dataset, identity: Identity, references: tuple[Reference, ...], number: int) -> None:
+    """Who this slice is, and where it comes from."""
+    series.SOPInstanceUID = uid_of(series.SeriesInstanceUID, str(number))
+    series.file_meta.MediaStorageSOPInstanceUID = series.SOPInstanceUID
+    series.InstanceNumber = number
+    items = []
+    for reference in references:
+        item = Dataset()
+        item.ReferencedSOPClassUID = identity.sop_class
+        item.ReferencedSOPInstanceUID = reference.sop_uid
+        if reference.frame is not None:
+            item.ReferencedFrameNumber = reference.frame
+        item.PurposeOfReferenceCodeSequence = [_code(codes.DCM.SourceImageForImageProcessingOperation)]
+        item.SpatialLocationsPreserved = "YES" if len(references) == 1 else "NO"
+        items.append(item)
+    if items:
+        series.SourceImageSequence = items
+
+
+def _place(series: Dataset, planes: Planes, index: int, references: tuple[Reference, ...]) -> None:
+    """Where this slice lies."""
+    own = references[0].thickness_mm if len(references) == 1 else None
+    series.PixelSpacing = [format_number_as_ds(step) for step in planes.pixel_spacing]
+    series.ImageOrientationPatient = [format_number_as_ds(cosine) for cosine in planes.orientation.tolist()]
+    series.ImagePositionPatient = [format_number_as_ds(place) for place in planes.positions[index].tolist()]
+    series.SliceLocation = format_number_as_ds(float(planes.locations[index]))
+    series.SliceThickness = format_number_as_ds(own or planes.spacing_mm)
+    series.SpacingBetweenSlices = format_number_as_ds(planes.spacing_mm)
+
+
+def _window(series: Dataset, image: npt.NDArray[np.float32], storage: Storage) -> None:
+    """Sizes, and how to show the values: soft tissue for CT, else from the percentiles of what is not background."""
+    series.Columns, series.Rows = image.shape[:2]
+    centre, width = _SOFT_TISSUE_HU
+    if series.Modality != "CT":
+        step = max(1, round((image.size / _WINDOW_SAMPLES) ** (1 / 3)))
+        sample = image[::step, ::step, ::step]
+        low, high = np.percentile(sample[sample != 0] if sample.any() else sample, _WINDOW_PERCENTILES) * storage.scale
+        centre, width = float(low + high) / 2, max(float(high - low), 1.0)
+    series.WindowCenter, series.WindowWidth = (
+        format_number_as_ds(round(centre, 2)),
+        format_number_as_ds(round(width, 2)),
+    )
+
+
+def _series_uid(result: Result, identity: Identity) -> UID:
+    made_by = json.dumps(result.provenance.to_json(), sort_keys=True, default=str)
+    return uid_of("series", identity.seed, result.kind.modality, result.kind.suffix, made_by)
+
+
+def _derivation(result: Result, storage: Storage) -> str:
+    made = result.provenance
+    scaled = f" Stored values are {storage.scale:.6g} times the network's output." if storage.scale != 1 else ""
+    resampled = " On a regular grid, resampled from irregular slices." if "regridded" in result.flags else ""
+    return (
+        f"{_said_synthetic(result.kind.description)} computed by medgen {medgen.__version__}, bundle {made.bundle} "
+        f"{made.bundle_version}, weights sha256 {made.weights_sha256[:16]}. Not for diagnosis.{resampled}{scaled}"
+    )
+
+
+def _equipment(result: Result, identity: Identity) -> list[Dataset]:
+    """What made the source, where known, and what made this."""
+    ours = Dataset()
+    ours.PurposeOfReferenceCodeSequence = [_code(codes.DCM.ProcessingEquipment)]
+    ours.Manufacturer = "medgen"
+    ours.ManufacturerModelName = _ascii(result.provenance.bundle, 64)
+    ours.SoftwareVersions = [_ascii(f"{name} {number}", 64) for name, number in result.provenance.versions.items()]
+    ours.ContributionDescription = _ascii(_said_synthetic(result.kind.description), 1024)
+    if "Manufacturer" not in identity.equipment:
+        return [ours]
+    scanner = Dataset()
+    scanner.update(identity.equipment)
+    scanner.PurposeOfReferenceCodeSequence = [_code(codes.DCM.AcquisitionEquipment)]
+    return [scanner, ours]
+
+
+def _said_synthetic(description: str) -> str:
+    return description if "synthetic" in description.lower() else f"Synthetic {description}".strip()
+
+
+def _ascii(text: str, longest: int) -> str:
+    """Text that is valid in every character set of a source, without the separator of values."""
+    plain = text.encode("ascii", "replace").decode().replace("\\", "/")
+    return "".join(letter for letter in plain if letter.isprintable())[:longest]
+
+
+def _code(code: Any) -> Dataset:  # noqa: ANN401  # pydicom's code dictionary is untyped
+    item = Dataset()
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = code.value, code.scheme_designator, code.meaning
+    return item
