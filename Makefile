@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 .PHONY: demo test test-all check setup clean
 
 demo: $(READY)  ## a simulated T1 brain becomes a T2: NIfTI, DICOM, a picture and a run report in demo_output/
-	@$(BIN)/python -m medgen.demo demo_output
+	@$(BIN)/medgen demo demo_output
 
 test: $(READY)  ## the default suite: offline, on the CPU, under 10 minutes on two cores
 	$(BIN)/python -m pytest

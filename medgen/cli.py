@@ -1,0 +1,321 @@
+"""The command line: parses, calls `run`, prints. Nothing else in medgen prints.
+
+Heavy imports (torch, MONAI) happen inside the commands that need them, so that `--help` and `list` answer at once.
+"""
+
+import json
+import logging
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+import medgen
+from medgen.errors import MedgenError, UntrustedError
+from medgen.progress import Progress
+
+if TYPE_CHECKING:  # these bring numpy
+    from medgen.case import Case
+    from medgen.run.cohort import CohortSummary
+
+NOTHING_STARTED = 2
+
+app = typer.Typer(
+    name="medgen",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="""One scan becomes another, for a whole cohort at a time. Research software, not a medical device.
+
+- A first look: `medgen demo`
+- What is installed: `medgen list`
+- What is in this folder: `medgen inspect FOLDER`
+- Run over it: `medgen run brain_t1_to_t2 -i FOLDER -o RESULTS`
+
+The same run again takes up where the last one ended.
+Exit codes: 0 all done, 1 some cases failed, 2 nothing could start.
+""",
+)
+manifest_app = typer.Typer(no_args_is_help=True, help="Data manifests: which files, of which patients, in which split.")
+app.add_typer(manifest_app, name="manifest")
+
+Bundle = Annotated[str, typer.Argument(metavar="BUNDLE", help="Name of an installed bundle, or a bundle's folder.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of a table for people.")]
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Run the code of a bundle that did not come with medgen. Read it first.")
+]
+Device = Annotated[
+    str, typer.Option(help="`auto`, `cpu`, `cuda` or `cuda:N`; `auto` takes the GPU where there is one.")
+]
+Input = Annotated[
+    Path,
+    typer.Option(
+        "--input", "-i", help="A file, a folder (searched to the bottom), a .txt or .tsv list, or a data manifest."
+    ),
+]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results; made if it is not there.")]
+AllowIrregular = Annotated[
+    bool,
+    typer.Option(
+        "--allow-irregular",
+        help="Resample tilted or unevenly spaced series to a regular grid, not refuse them.",
+    ),
+]
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        _say(medgen.__version__)
+        raise typer.Exit
+
+
+@app.command("list")
+def list_bundles(as_json: Json = False) -> None:
+    """Show the bundles: what each makes from what, whether its weights are the ones it names, and how good it is."""
+    from medgen.run.catalog import list_bundles as installed
+
+    bundles = [bundle.to_json() for bundle in installed()]
+    if as_json:
+        _print_json(bundles)
+        return
+    table = Table("bundle", "version", "task", "input", "output", "weights", "measured")
+    for bundle in bundles:
+        keys = ("name", "version", "task", "input", "output", "weights", "headline")
+        table.add_row(*(str(bundle[key]) for key in keys))
+    Console().print(table)
+
+
+@app.command()
+def inspect(
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="A file, folder, list or manifest.")],
+    bundle: Annotated[str, typer.Option(help="Show which series this bundle would choose.")] = "",
+    allow_irregular: AllowIrregular = False,
+    voxels: Annotated[
+        bool, typer.Option("--voxels", help="Read every volume, not only headers; slower, misses nothing.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Show what is in a file or folder: cases, series, grids, what would be refused and why. Starts nothing."""
+    from medgen.run.inspect import inspect_input
+
+    with _errors():
+        rows = inspect_input(source, bundle=bundle, allow_irregular=allow_irregular, voxels=voxels)
+    if as_json:
+        _print_json(rows)
+        return
+    table = Table("where", "what", "grid", "verdict")
+    for row in rows:
+        table.add_row(row["where"], row["description"], row["grid"], f"{row['verdict']}  {row['reason']}".strip())
+    Console().print(table)
+    _say(_counted(Counter(row["verdict"] for row in rows)))
+
+
+@app.command()
+def run(  # noqa: PLR0913, PLR0917 - one parameter an option: a command line is wide by nature
+    bundle: Bundle,
+    source: Input,
+    output: Output,
+    device: Device = "auto",
+    precision: Annotated[str, typer.Option(help="`auto`, `fp32`, `bf16` or `fp16`.")] = "auto",
+    formats: Annotated[str, typer.Option("--format", help="`same` as the input, `nifti`, `dicom` or `both`.")] = "same",
+    part: Annotated[str, typer.Option(metavar="I/N", help="Do part I of N; start the others elsewhere.")] = "1/1",
+    jobs: Annotated[int, typer.Option(min=1, help="Cases read, and written, at a time; the network runs one.")] = 1,
+    limit: Annotated[int, typer.Option(min=0, help="Stop after this many cases; 0 for no limit.")] = 0,
+    only: Annotated[
+        str, typer.Option(metavar="REGEX", help="Only series whose description, or files whose path, matches.")
+    ] = "",
+    modality: Annotated[str, typer.Option(help="Only DICOM series of this modality, such as MR.")] = "",
+    all_series: Annotated[
+        bool, typer.Option("--all-series", help="Every series of a study, not only those the bundle declares.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and write nothing.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Do finished cases again.")] = False,
+    preview: Annotated[bool, typer.Option("--preview/--no-preview", help="A picture beside every result.")] = True,
+    allow_irregular: AllowIrregular = False,
+    hash_paths: Annotated[
+        bool, typer.Option("--hash-paths", help="Hash the names of NIfTI files too, not only DICOM's.")
+    ] = False,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first case that fails.")] = False,
+    trust: Trust = False,
+    as_json: Json = False,
+) -> None:
+    """Run a bundle over a cohort. Every case is accounted for in OUTPUT/cases.csv; look at OUTPUT/report.html.
+
+    Kill it at any time: the same command resumes, and does no finished case again unless the input, the bundle or the
+    settings have changed.
+    """
+    from medgen.run.job import RunRequest, plan_job, run_job
+    from medgen.run.plan import Part
+    from medgen.run.select import Filters
+
+    with _errors():
+        request = RunRequest(
+            bundle=bundle,
+            source=source,
+            output=output,
+            device=device,
+            precision=precision,
+            formats=formats,
+            part=Part.parse(part),
+            jobs=jobs,
+            limit=limit,
+            filters=Filters(only=only, modality=modality, all_series=all_series),
+            overwrite=overwrite,
+            preview=preview,
+            allow_irregular=allow_irregular,
+            hash_paths=hash_paths,
+            fail_fast=fail_fast,
+            trust=trust,
+            command=tuple(sys.argv[1:]),
+        )
+        if dry_run:
+            _print_plan(plan_job(request), as_json=as_json)
+            return
+        with Progress() as progress:
+            summary = run_job(request, progress.hear)
+    if as_json:
+        _print_json({**asdict(summary), "exit_code": summary.exit_code})
+    else:
+        _say_end(summary, output)
+    raise typer.Exit(summary.exit_code)
+
+
+@app.command()
+def evaluate(
+    bundle: Bundle,
+    data: Annotated[Path, typer.Option(metavar="MANIFEST", help="Data manifest with inputs and true outputs.")],
+    output: Output,
+    split: Annotated[str, typer.Option(help="`train`, `validation` or `test`.")] = "test",
+    data_root: Annotated[
+        Path | None, typer.Option(help="Where the manifest's paths begin; default $MEDGEN_DATA.")
+    ] = None,
+    device: Device = "auto",
+    trust: Trust = False,
+    as_json: Json = False,
+) -> None:
+    """Run a bundle on scans whose true output is known: metrics.csv, a summary with intervals, and pictures."""
+    from medgen.run.job import evaluate_job
+
+    with _errors(), Progress() as progress:
+        evaluation = evaluate_job(
+            bundle,
+            data,
+            output,
+            split=split,
+            data_root=data_root,
+            device=device,
+            trust=trust,
+            listen=progress.hear,
+        )
+    if as_json:
+        _print_json(evaluation.summary())
+    else:
+        _say(evaluation.table())
+    raise typer.Exit(1 if evaluation.failed else 0)
+
+
+@manifest_app.command("check")
+def manifest_check(
+    manifest: Annotated[Path, typer.Argument(metavar="FILE", help="The manifest.")],
+    data_root: Annotated[
+        Path | None, typer.Option(help="Where the manifest's paths begin; default $MEDGEN_DATA, else its folder.")
+    ] = None,
+) -> None:
+    """Check a manifest: its form, every file and checksum, and that no patient is in two splits."""
+    from medgen.read.manifest import check_manifest
+
+    with _errors():
+        problems = check_manifest(manifest, data_root)
+    for problem in problems:
+        _say(problem)
+    _say("valid" if not problems else f"{len(problems)} problems")
+    raise typer.Exit(1 if problems else 0)
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Argument(help="Folder for the sample and its results.")] = Path("demo_output"),
+) -> None:
+    """Make a simulated T1 brain (NIfTI and DICOM), turn it into a T2, and say where the results are."""
+    from medgen.run.job import demo_job
+
+    with _errors(), Progress() as progress:
+        summary, places = demo_job(output, progress.hear)
+    _say_end(summary, output)
+    for what, path in places.items():
+        _say(f"  {what:<9}{path}")
+    raise typer.Exit(summary.exit_code)
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_show_version)
+    ] = False,
+) -> None:
+    """Options of `medgen` itself; its help text is the app's."""
+
+
+def main() -> None:
+    """Entry point of the `medgen` command."""
+    # pydicom's warnings quote values from headers, and a header holds names.
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", module="pydicom")
+    app()
+
+
+def _say(text: str) -> None:
+    typer.echo(text)
+
+
+def _print_json(value: object) -> None:
+    _say(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def _print_plan(cases: "Sequence[Case]", *, as_json: bool) -> None:
+    rows = [(case.name, _fate(case), case.excluded or case.refused) for case in cases]
+    if as_json:
+        _print_json([{"case": name, "would_be": fate, "reason": reason} for name, fate, reason in rows])
+        return
+    for name, fate, reason in rows:
+        _say(f"{fate:<8}{name}{f': {reason}' if reason else ''}")
+    _say(_counted(Counter(fate for _, fate, _ in rows)))
+
+
+def _fate(case: "Case") -> str:
+    return "skipped" if case.excluded else "failed" if case.refused else "run"
+
+
+def _say_end(summary: "CohortSummary", output: Path) -> None:
+    counts = {name: getattr(summary, name) for name in ("done", "kept", "failed", "skipped")}
+    _say(f"{_counted(counts)} in {summary.seconds:.0f} s; see {output / 'report.html'}")
+    if summary.stopped:
+        _say(f"stopped early: {summary.stopped}; the same command goes on from here")
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {what}" for what, count in counts.items() if count) or "nothing"
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """Turns what medgen raises on purpose into one message and exit code 2; anything else is a bug and shows itself."""
+    try:
+        yield
+    except UntrustedError as error:
+        for kind, what, where in error.items:
+            typer.echo(f"{kind:<11}{where}: {what}", err=True)
+        typer.echo(f"medgen: {error}", err=True)
+        raise typer.Exit(NOTHING_STARTED) from error
+    except MedgenError as error:
+        typer.echo(f"medgen: {error}", err=True)
+        raise typer.Exit(NOTHING_STARTED) from error

@@ -1,0 +1,71 @@
+"""How far a run is, on standard error: on a terminal a bar with counts and time left, else a plain line a case."""
+
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+if TYPE_CHECKING:  # the command line must answer before numpy is imported
+    from medgen.run.cohort import Event
+
+_SETTLED = ("done", "kept", "failed", "skipped")
+
+
+class Progress:
+    """Shows the events of a run; a context manager.
+
+    Args:
+        console: where to; standard error if not given.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True)
+        self._bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[failed]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task: TaskID | None = None
+        self._failed = 0
+        self._began = time.monotonic()
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def hear(self, event: "Event") -> None:
+        """Shows one event of `medgen.run.cohort.run_cohort`."""
+        if event.kind == "begin":
+            self._task = self._bar.add_task("starting", total=event.total, failed="")
+        self._failed += event.kind == "failed"
+        self._line(event)
+        if self._task is not None:
+            doing = f"{event.stage} {event.case}" if event.kind == "stage" else None
+            failed = f"[red]{self._failed} failed[/red]" if self._failed else ""
+            self._bar.update(self._task, completed=event.settled, description=doing, failed=failed)
+
+    def _line(self, event: "Event") -> None:
+        """Prints what stays on the screen: on a terminal only what needs attention, else every case."""
+        said = f": {event.stage + ': ' if event.stage else ''}{event.reason}" if event.reason else ""
+        if event.kind in _SETTLED and not (self._console.is_terminal and event.kind in ("done", "kept")):
+            place = f"[{event.settled}/{event.total}, {time.monotonic() - self._began:.0f} s] "
+            self._say(f"{place}{event.kind} {event.case}{said}")
+        elif event.kind in ("redo", "busy", "stop"):
+            self._say(f"{event.kind} {event.case}{said}".replace(" :", ":"))
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,244 @@
+"""What the commands do, whole: find the cases, choose among them, open the bundle, run the cohort, write the report."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+
+from monai.data import MetaTensor
+
+from medgen.case import Case, Result
+from medgen.errors import ManifestError, MedgenError, NoInputError
+from medgen.read.discover import find_cases, input_sha256
+from medgen.read.manifest import datalist_from_manifest, find_data_root
+from medgen.read.reader import read_image
+from medgen.run import predict
+from medgen.run.bundle import OpenBundle, open_bundle
+from medgen.run.catalog import find_bundle
+from medgen.run.cohort import CohortSummary, Event, Options, Steps, run_cohort
+from medgen.run.evaluate import Evaluation, Pair, evaluate
+from medgen.run.ledger import Ledger
+from medgen.run.metadata import read_metadata
+from medgen.run.plan import Part, plan
+from medgen.run.private import make_salt, peek_salt
+from medgen.run.publish import RunInfo
+from medgen.run.records import CaseOutcome, Recipe
+from medgen.run.select import Filters, SeriesRule, select_cases
+from medgen.simulate.sample import write_sample
+from medgen.write.report import write_report
+from medgen.write.result import FORMATS, Formats, write_result
+
+Listen = Callable[[Event], None]
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """What `medgen run` was asked for.
+
+    Attributes:
+        bundle: name of an installed bundle, or a bundle's folder.
+        source: a file, folder, list or manifest.
+        output: folder for the results.
+        device: `"auto"`, `"cpu"`, `"cuda"` or `"cuda:N"`.
+        precision: `"auto"`, `"fp32"`, `"bf16"` or `"fp16"`.
+        formats: `"same"` as the input, `"nifti"`, `"dicom"` or `"both"`.
+        part: which part of the cohort.
+        jobs: cases read, and written, at a time.
+        limit: at most so many cases; 0 for all.
+        filters: which of the series found.
+        overwrite: do finished cases again.
+        preview: write a picture beside every result.
+        allow_irregular: resample irregular series instead of refusing them.
+        hash_paths: hash the names of NIfTI files too.
+        fail_fast: stop at the first failure.
+        trust: run the code of a bundle that did not come with medgen.
+        command: the command line, for the record.
+    """
+
+    bundle: str
+    source: Path
+    output: Path
+    device: str = "auto"
+    precision: str = "auto"
+    formats: Formats = "same"
+    part: Part = field(default_factory=Part)
+    jobs: int = 1
+    limit: int = 0
+    filters: Filters = field(default_factory=Filters)
+    overwrite: bool = False
+    preview: bool = True
+    allow_irregular: bool = False
+    hash_paths: bool = False
+    fail_fast: bool = False
+    trust: bool = False
+    command: tuple[str, ...] = ()
+
+
+def plan_job(request: RunRequest) -> list[Case]:
+    """Returns the cases that a run would take, with the reason in those it would leave out or refuse. Writes nothing.
+
+    Raises:
+        MedgenError: the run could not start.
+    """
+    return plan(_find(request, peek_salt(request.output)), request.part, request.limit or None)
+
+
+def run_job(request: RunRequest, listen: Listen = lambda event: None) -> CohortSummary:
+    """Runs a bundle over a cohort and writes `cases.csv`, `run.json` and `report.html` beside the results.
+
+    Raises:
+        MedgenError: the run could not start; nothing was done then.
+    """
+    # What costs nothing to find out comes first: is there such a bundle, and is there anything to do?
+    find_bundle(request.bundle)
+    if request.formats not in FORMATS:
+        raise MedgenError(f"expected --format {', '.join(FORMATS)}, got {request.formats!r}")
+    _require_usable(_find(request, peek_salt(request.output)))
+    bundle = open_bundle(request.bundle, trust=request.trust, device=request.device, precision=request.precision)
+    info = RunInfo(_recipe(request, bundle), request.command, str(bundle.device), request.part)
+    options = Options(request.jobs, request.overwrite, request.fail_fast, request.limit or None, listen)
+    cases = _find(request, make_salt(request.output))
+    with Ledger(request.output, info) as ledger:
+        try:
+            return run_cohort(cases, _steps(request, bundle), ledger, options)
+        finally:
+            write_report(request.output / "report.html", info.to_json(), ledger.records())
+
+
+def _find(request: RunRequest, salt: bytes) -> list[Case]:
+    cases = find_cases(
+        request.source, salt=salt, hash_paths=request.hash_paths, allow_irregular=request.allow_irregular
+    )
+    rule = SeriesRule.from_metadata(read_metadata(find_bundle(request.bundle).folder).fields)
+    return select_cases(cases, rule, request.filters)
+
+
+def _require_usable(cases: Sequence[Case]) -> None:
+    if not cases:
+        raise NoInputError("expected NIfTI files or DICOM series as input, found none; check the path")
+    if all(case.excluded for case in cases):
+        reasons = Counter(case.excluded for case in cases)
+        said = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(3))
+        raise NoInputError(
+            f"expected a case to work on, but rules leave out all {len(cases)}: {said}; try `medgen inspect`"
+        )
+
+
+def _recipe(request: RunRequest, bundle: OpenBundle) -> Recipe:
+    settings = {
+        **bundle.settings,
+        "format": request.formats,
+        "preview": request.preview,
+        "allow_irregular": request.allow_irregular,
+    }
+    return Recipe(bundle.name, bundle.version, bundle.weights_sha256, settings)
+
+
+def _steps(request: RunRequest, bundle: OpenBundle) -> Steps:
+    def read(case: Case, sha256: str) -> tuple[MetaTensor, str]:
+        return read_image(case, allow_irregular=request.allow_irregular), sha256
+
+    def prepare(case: Case, item: tuple[MetaTensor, str]) -> predict.Prepared:
+        image, sha256 = item
+        return predict.prepare(bundle, case, image, input_sha256=sha256)
+
+    def compute(case: Case, item: predict.Prepared) -> predict.Predicted:
+        return predict.compute(bundle, item)
+
+    def write(case: Case, item: predict.Predicted) -> CaseOutcome:
+        result = predict.finish(bundle, item)
+        written = write_result(result, request.output, request.formats, preview=request.preview)
+        return CaseOutcome(written.output, written.files, written.sha256, result.grid, result.flags)
+
+    return Steps(read, prepare, compute, write)
+
+
+def predict_case(bundle: OpenBundle, case: Case, *, allow_irregular: bool = False) -> Result:
+    """Takes one case through an open bundle, without writing anything: read, prepare, compute, finish.
+
+    Raises:
+        MedgenError: the case cannot be used, or the bundle cannot do it.
+    """
+    image = read_image(case, allow_irregular=allow_irregular)
+    prepared = predict.prepare(bundle, case, image, input_sha256=input_sha256(case))
+    return predict.finish(bundle, predict.compute(bundle, prepared))
+
+
+def evaluate_job(
+    bundle: str,
+    manifest: Path,
+    output: Path,
+    *,
+    split: str = "test",
+    data_root: Path | None = None,
+    device: str = "auto",
+    trust: bool = False,
+    listen: Listen = lambda event: None,
+) -> Evaluation:
+    """Runs a bundle on the cases of a manifest's split, and compares with their `target`.
+
+    Raises:
+        MedgenError: the evaluation could not start.
+    """
+    pairs = manifest_pairs(manifest, split, data_root)
+    if not pairs:
+        raise NoInputError(f"expected cases in the split {split!r} of {manifest.name}, got none")
+    opened = open_bundle(bundle, trust=trust, device=device)
+    settled = 0
+
+    def predicted(case: Case) -> Result:
+        nonlocal settled
+        listen(Event("stage", len(pairs), settled, case.name, "compute"))
+        settled += 1
+        return predict_case(opened, case)
+
+    listen(Event("begin", len(pairs), 0))
+    evaluation = evaluate(pairs, predicted, output)
+    listen(Event("end", len(pairs), len(pairs)))
+    return evaluation
+
+
+def manifest_pairs(manifest: Path, split: str, data_root: Path | None = None) -> list[Pair]:
+    """Returns the cases of one split of a manifest with their truths (`target`) and, where given, masks (`brain`).
+
+    A case is called by its image's path in the manifest.
+
+    Raises:
+        ManifestError: the manifest is not valid, or one of its cases has no `target`.
+        NoInputError: a file that it names is not one volume.
+    """
+    root = find_data_root(manifest, data_root)
+    pairs = []
+    for item in datalist_from_manifest(manifest, split, data_root):
+        if "target" not in item:
+            raise ManifestError(
+                f"{manifest.name}: expected a target for every case of {split}, {item['image']} has none"
+            )
+        image, truth = (_one_case(root, Path(item[role])) for role in ("image", "target"))
+        brain = _one_case(root, Path(item["brain"])) if "brain" in item else None
+        pairs.append(Pair(image, truth, item["patient"], brain))
+    return pairs
+
+
+def _one_case(root: Path, path: Path) -> Case:
+    found = [case for case in find_cases(path, salt=b"manifest") if not case.excluded]
+    if len(found) != 1:
+        raise NoInputError(f"expected one volume at {path.relative_to(root)}, got {len(found)}; see `medgen inspect`")
+    case, relative = found[0], PurePosixPath(path.relative_to(root).as_posix())
+    stem = relative.with_name(relative.name.removesuffix(case.extension))
+    return replace(case, name=str(relative), relative=relative, stem=stem)
+
+
+def demo_job(output: Path, listen: Listen = lambda event: None) -> tuple[CohortSummary, dict[str, Path]]:
+    """Writes the simulated sample to `output/sample`, runs `brain_t1_to_t2` over it, and says where things are.
+
+    Returns:
+        how the run went, and what lies where: one NIfTI, one DICOM series, one preview, the report, the table.
+    """
+    write_sample(output / "sample")
+    results = output / "results"
+    request = RunRequest("brain_t1_to_t2", output / "sample", results, formats="both", command=("demo", str(output)))
+    summary = run_job(request, listen)
+    firsts = {"NIfTI": "*.nii.gz", "DICOM": "*_dicom", "preview": "*.png"}
+    found = {what: next(iter(sorted(results.rglob(pattern))), results) for what, pattern in firsts.items()}
+    return summary, {**found, "report": results / "report.html", "table": results / "cases.csv"}
