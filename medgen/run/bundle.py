@@ -1,8 +1,11 @@
 """A bundle opened as parts that can be called: preprocessing, network, inferer, postprocessing."""
 
+import logging
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -180,7 +183,8 @@ def _make_scripts_importable(folder: Path) -> None:
 
 def _part(parser: ConfigParser, name: str, entry: BundleFolder) -> Any:  # noqa: ANN401 - a config holds anything
     try:
-        return parser.get_parsed_content(name)
+        with _without_codec_notice():
+            return parser.get_parsed_content(name)
     except MedgenError:
         raise
     except Exception as error:  # the config runs arbitrary code
@@ -189,6 +193,20 @@ def _part(parser: ConfigParser, name: str, entry: BundleFolder) -> Any:  # noqa:
             cause = cause.__cause__
         reason = f"{type(cause).__name__}: {' '.join(str(cause).split())[:200]}"
         raise BundleError(f"{name} of the bundle {entry.name} cannot be built: {reason}") from error
+
+
+@contextmanager
+def _without_codec_notice() -> Iterator[None]:
+    """Keeps MONAI from telling, for every `LoadImaged`, that an optional DICOM codec is absent: medgen reads itself."""
+    logger = logging.getLogger("monai.data.nvimgcodec_pydicom_plugin")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader", category=UserWarning)
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _check_parts(parts: Mapping[str, Any], entry: BundleFolder) -> None:
@@ -232,7 +250,7 @@ def _settings(inferer: object) -> dict[str, Any]:
     for name in _SETTINGS_OF_INFERER:
         value = getattr(inferer, name, None)
         if isinstance(value, str | int | float):
-            found[name] = value
+            found[name] = str(value) if isinstance(value, str) else value  # MONAI's modes are enumerations
         elif isinstance(value, tuple | list):
             found[name] = [part if isinstance(part, int | float) else str(part) for part in value]
     return found

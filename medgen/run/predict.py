@@ -180,7 +180,7 @@ class _FromMemory(ImageReader):  # type: ignore[misc]  # MONAI is untyped
 
     def get_data(self, img: MetaTensor) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
         """Returns voxels `(X, Y, Z)`; `original_channel_dim` NaN is MONAI's word for none."""
-        affine = np.array(img.affine, dtype=np.float64)
+        affine = _grid_of(img).affine
         shape = np.asarray(img.shape[1:])
         meta = {"affine": affine, "original_affine": affine.copy(), "spatial_shape": shape, "space": "RAS"}
         return _array(img), {**meta, "original_channel_dim": math.nan}
@@ -210,7 +210,7 @@ def _array(image: MetaTensor) -> npt.NDArray[np.float32]:
 
 def _grid_of(image: MetaTensor) -> Grid:
     x, y, z = (int(n) for n in image.shape[1:])
-    return Grid((x, y, z), np.array(image.affine.cpu(), dtype=np.float64))
+    return Grid((x, y, z), image.affine.cpu().numpy().astype(np.float64))
 
 
 @contextmanager

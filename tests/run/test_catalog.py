@@ -10,7 +10,7 @@ import pytest
 from zoo_like import METADATA, write_bundle
 
 from medgen.errors import BundleError
-from medgen.run.catalog import find_bundle, list_bundles
+from medgen.run.catalog import BundleSummary, find_bundle, list_bundles
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def _summary(name: str):
+def _summary(name: str) -> BundleSummary:
     return next(line for line in list_bundles() if line.name == name)
 
 

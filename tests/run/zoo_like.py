@@ -130,7 +130,7 @@ def write_bundle(
     config: dict[str, Any] | None = None,
     metadata: dict[str, Any] | None = None,
     *,
-    weights: Any = None,
+    weights: object = None,
     own: bool = False,
 ) -> Path:
     """Writes a bundle; `own` writes YAML and names the weights' SHA-256, as the bundles of medgen do."""
