@@ -1,8 +1,8 @@
 """A cohort run that keeps its word: every case done once, or honestly accounted for, however the run ends.
 
-Reading the next case (reader threads), computing this one (the calling thread) and writing the last (a writer thread)
-overlap. A case takes one of `jobs + 2` slots from before it is read until its outcome is on record, which bounds memory
-by the largest few cases.
+Reading the next case (reader threads), computing this one (the calling thread) and writing the last (writer threads)
+overlap. A case takes one of `2 * jobs + 1` slots from before it is read until its outcome is on record, which bounds
+memory by the largest few cases.
 
 An error costs the case in which it happens. What ends the run early: a full disk, since every further case would fail
 in the same way; a signal; and with `fail_fast` the first failure. Cases in flight are then dropped as if never begun,
@@ -91,7 +91,7 @@ class _Run:
         self._summary = CohortSummary(total=len(mine), usable=sum(not case.excluded for case in cases))
         self._waiting: deque[tuple[float, Case]] = deque((0.0, case) for case in mine)  # not before, case
         self._put_off_once: set[str] = set()
-        self._slots = threading.Semaphore(self._jobs + 2)
+        self._slots = threading.Semaphore(2 * self._jobs + 1)
         self._to_compute: queue.SimpleQueue[_Flight | None] = queue.SimpleQueue()
         self._to_write: queue.SimpleQueue[_Flight | None] = queue.SimpleQueue()
         self._lock = threading.Lock()  # guards the summary, the waiting cases and the order of events
@@ -106,7 +106,7 @@ class _Run:
         self._tell("begin")
         self._ledger.publisher.publish({"counts": self._summary.counts()})
         readers = [self._start(self._read_all, f"medgen-reader-{n}") for n in range(self._jobs)]
-        writer = self._start(self._write_all, "medgen-writer")
+        writers = [self._start(self._write_all, f"medgen-writer-{n}") for n in range(self._jobs)]
         with on_first_signal(self._on_signal):
             try:
                 self._compute_all(len(readers))
@@ -114,8 +114,10 @@ class _Run:
                 self._stopping = True
                 raise
             finally:
-                self._to_write.put(None)
-                writer.join()
+                for _ in writers:
+                    self._to_write.put(None)
+                for writer in writers:
+                    writer.join()
         for reader in readers:
             reader.join(_READER_GRACE_SECONDS)
         if self._crash is not None:
@@ -264,7 +266,8 @@ class _Run:
         """Takes a case through a stage; an error in it costs the case."""
         if self._stopping:
             return False
-        self._tell("stage", flight.case, stage)
+        if stage not in flight.seconds:
+            self._tell("stage", flight.case, stage)
         began = time.perf_counter()
         try:
             flight.item = work(flight)

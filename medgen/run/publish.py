@@ -135,6 +135,11 @@ class Publisher:
                 if written == (self._records.read()[0], self._runs.read()[0]):
                     return
 
+    def records(self) -> list[Record]:
+        """Returns what all processes have on record, in the order of the cases' names."""
+        with self._lock:
+            return sorted(self._records.read()[1], key=lambda record: record.case)
+
     def close(self, state: str, facts: Mapping[str, object]) -> None:
         """Publishes for the last time; `state` is "finished" or why not."""
         self.publish({**facts, "state": state, "ended": _now()})

@@ -19,7 +19,7 @@ class Steps:
         read: case and SHA-256 of its input -> voxels; in a reader thread.
         prepare: -> what the network takes; in a reader thread.
         compute: -> what the network makes; in the calling thread, one case at a time.
-        write: writes all files of the case for good; in the writer thread.
+        write: writes all files of the case for good; in a writer thread.
     """
 
     read: Callable[[Case, str], Any]
@@ -56,7 +56,7 @@ class Options:
     """How a cohort is run; none of it changes an output.
 
     Attributes:
-        jobs: reader threads.
+        jobs: reader threads, and as many writer threads.
         overwrite: does everything again.
         fail_fast: stops at the first failure.
         limit: takes at most so many cases.
