@@ -53,7 +53,7 @@ def write_sample(folder: Path, *, seed: int = 0) -> None:
     """
     for name, grid, head in (
         ("sub-01", head_grid((96, 112, 104), (1.9, 1.95, 1.8)), True),
-        ("sub-02", head_grid((104, 132, 30), (1.5, 1.45, 5.0), tilt_degrees=12.0), False),
+        ("sub-02", head_grid((112, 132, 30), (1.5, 1.45, 5.0), tilt_degrees=12.0), False),
     ):
         path = folder / name / "anat" / f"{name}_T1w.nii.gz"
         path.parent.mkdir(parents=True, exist_ok=True)
