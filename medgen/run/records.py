@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
@@ -22,7 +23,7 @@ COLUMNS = (
     *(f"seconds_{stage}" for stage in STAGES),
     *("seconds_total", "output_sha256", "flags"),
 )
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t")
 _SHOWN_SETTINGS = 3
 
 
@@ -211,13 +212,13 @@ def case_id(name: str) -> str:
 def cases_csv(records: Iterable[Record]) -> str:
     """Returns the text of `cases.csv`, sorted by case, safe to open in a spreadsheet.
 
-    A value that a spreadsheet would run as a formula is led by an apostrophe.
+    A value that a spreadsheet would run as a formula is led by an apostrophe; a line break in one becomes a space.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     for record in sorted(records, key=lambda record: record.case):
-        writer.writerow([f"'{value}" if value.startswith(_FORMULA_STARTS) else value for value in record.row()])
+        writer.writerow([_cell(value) for value in record.row()])
     # A file name that is not valid UTF-8 shows a question mark here; its record keeps it as it is.
     return text.getvalue().encode("utf-8", "replace").decode("utf-8")
 
@@ -231,3 +232,8 @@ def counts(records: Iterable[Record]) -> dict[str, int]:
     """
     statuses = [record.status for record in records]
     return {status: statuses.count(status) for status in ("done", "failed", "skipped")}
+
+
+def _cell(value: str) -> str:
+    line = re.sub(r"[\r\n]+", " ", value)
+    return f"'{line}" if line.startswith(_FORMULA_STARTS) else line

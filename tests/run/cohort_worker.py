@@ -1,4 +1,4 @@
-"""A cohort of cheap cases with real files, for the tests in this process and, run as a script, for one that may be killed.
+"""A cohort of cheap cases with real files, for tests in this process and, run as a script, in one that may be killed.
 
     python cohort_worker.py INPUT OUTPUT PART SECONDS_PER_STAGE JOBS VERSION
 
