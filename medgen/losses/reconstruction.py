@@ -1,0 +1,52 @@
+"""Voxelwise agreement in a mask, after an affine match of intensities where the target's scale is arbitrary."""
+
+from torch import Tensor, nn
+
+
+def match_affine(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Returns a*prediction + b with the least-squares a >= 0 and b of each sample in the mask.
+
+    Gradients flow through a and b.
+
+    Args:
+        prediction: `(B, 1, X, Y, Z)`.
+        target: same shape.
+        mask: same shape, weights from 0 to 1. A sample whose mask is empty comes back unchanged in shape, with a = 0.
+    """
+    axes = (1, 2, 3, 4)
+    weight = mask / mask.sum(axes, keepdim=True).clamp_min(1.0)
+    x_mean = (weight * prediction).sum(axes, keepdim=True)
+    y_mean = (weight * target).sum(axes, keepdim=True)
+    x, y = prediction - x_mean, target - y_mean
+    variance = (weight * x * x).sum(axes, keepdim=True)
+    a = ((weight * x * y).sum(axes, keepdim=True) / (variance + 1e-4)).clamp_min(0.0)
+    return a * x + y_mean
+
+
+class MaskedReconstructionLoss(nn.Module):
+    """L1 and L2 in a mask, in part after an affine match: scans of another scale teach their contrast all the same.
+
+    Args:
+        matched: share of the loss that is measured after the match; the rest holds the prediction to the target's
+            own scale.
+        squared: weight of the squared error beside the absolute one. The mean (L2) is what PSNR rewards, the median
+            (L1) is sharper.
+    """
+
+    def __init__(self, matched: float = 0.5, squared: float = 1.0) -> None:
+        super().__init__()
+        self.matched = matched
+        self.squared = squared
+
+    def forward(self, prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+        """Returns the scalar loss of `(B, 1, X, Y, Z)` tensors, computed in float32."""
+        prediction, target, mask = prediction.float(), target.float(), mask.float()
+        fitted = match_affine(prediction, target, mask)
+        return self.matched * self._error(fitted, target, mask) + (1 - self.matched) * self._error(
+            prediction, target, mask
+        )
+
+    def _error(self, prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+        difference = mask * (prediction - target)
+        total = mask.sum().clamp_min(1.0)
+        return (difference.abs().sum() + self.squared * difference.square().sum()) / total

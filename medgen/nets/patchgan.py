@@ -1,0 +1,40 @@
+"""A discriminator that judges small patches of a pair instead of the whole image."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.parametrizations import spectral_norm
+
+
+class PatchDiscriminator(nn.Module):
+    """Strided convolutions to a map of logits, each of which sees one patch of the pair.
+
+    MONAI's discriminator returns one list of everything, and a loss fed with it averages over feature maps in
+    silence; here logits and features come apart. There is no normalisation across space or samples: with spectral
+    norm, none is needed.
+
+    Args:
+        in_channels: of the joined pair.
+        channels: width after each strided convolution; each halves the resolution.
+        spectral: divide each convolution's weight by its largest singular value (Miyato et al., ICLR 2018).
+    """
+
+    def __init__(self, in_channels: int = 2, channels: Sequence[int] = (32, 64, 128), spectral: bool = True) -> None:
+        super().__init__()
+        widths = [in_channels, *channels]
+        layers = [nn.Conv3d(a, b, 4, stride=2, padding=1) for a, b in zip(widths[:-1], channels, strict=True)]
+        layers.append(nn.Conv3d(widths[-1], 1, 3, padding=1))
+        self.layers = nn.ModuleList(spectral_norm(layer) if spectral else layer for layer in layers)
+
+    def forward(self, pair: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Judges `(B, in_channels, X, Y, Z)`.
+
+        Returns:
+            logits `(B, 1, X / 2**n, ...)` and the features before them, finest first.
+        """
+        features: list[Tensor] = []
+        for layer in self.layers[:-1]:
+            pair = functional.leaky_relu(layer(pair), 0.2)
+            features.append(pair)
+        return self.layers[-1](pair), features

@@ -1,0 +1,160 @@
+"""Intensities as read become intensities as a network wants them, and back; background stays exactly 0.
+
+MR units are arbitrary, so images are scaled by what they show. The same rules serve a whole head and a bare brain,
+any unit, and files whose interpolation left negative voxels.
+"""
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+from scipy.ndimage import binary_fill_holes, gaussian_filter
+from torch import Tensor
+
+from medgen.errors import IntensityError
+from medgen.geometry import spacing_mm
+
+Volume = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.bool_]
+
+FOREGROUND_FRACTION = 0.1
+SOURCE_PERCENTILE = 75.0
+SOURCE_CEILING = 4.0
+TARGET_MIDDLE, TARGET_TOP_PERCENTILE = 0.3, 99.5
+_HEAD_SMOOTHING_MM = 3.0
+
+
+def foreground(volume: Volume) -> Mask:
+    """Returns where a magnitude image is above a tenth of the mean of its positive voxels.
+
+    Raises:
+        IntensityError: if nothing is.
+    """
+    positive = volume[volume > 0]
+    if positive.size == 0:
+        raise IntensityError("expected an image with positive voxels, got none; is this a magnitude image?")
+    return np.asarray(volume > FOREGROUND_FRACTION * positive.mean(dtype=np.float64), dtype=np.bool_)
+
+
+def head_mask(volume: Volume, spacing: Sequence[float]) -> Mask:
+    """Returns the head (or the bare brain) without holes, and without the exact zeros that surround a stripped brain.
+
+    Args:
+        volume: `(X, Y, Z)`.
+        spacing: of its voxels `[mm]`.
+    """
+    bright = foreground(volume)
+    smooth = gaussian_filter(bright.astype(np.float32), [_HEAD_SMOOTHING_MM / s for s in spacing])
+    whole = binary_fill_holes(bright | (smooth > 0.5))
+    return np.asarray(whole & binary_fill_holes(volume > 0), dtype=np.bool_)
+
+
+def source_to_unit(volume: Volume) -> Volume:
+    """Scales a source so that the 75th percentile of its foreground, near white matter on T1, is 1; clips to [0, 4]."""
+    scale = float(np.percentile(volume[foreground(volume)], SOURCE_PERCENTILE))
+    return np.asarray(np.clip(volume / scale, 0.0, SOURCE_CEILING), dtype=np.float32)
+
+
+def target_to_unit(volume: Volume, mask: Mask) -> Volume:
+    """Maps the median in the mask (brain tissue) to 0.3 and its 99.5th percentile (fluid) to 1; clips to [0, 1]."""
+    middle, top = np.percentile(volume[mask], [50.0, TARGET_TOP_PERCENTILE])
+    unit = TARGET_MIDDLE + (1 - TARGET_MIDDLE) * (volume - middle) / max(float(top - middle), 1e-6)
+    return np.asarray(np.clip(unit, 0.0, 1.0), dtype=np.float32)
+
+
+class NormaliseSourced(MapTransform):  # type: ignore[misc]
+    """Applies `source_to_unit` to each key `(1, X, Y, Z)`."""
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Scales each key."""
+        result = dict(data)
+        for key in self.key_iterator(result):
+            result[key] = _like(result[key], source_to_unit(_voxels(result[key])))
+        return result
+
+
+class NormalisePaird(MapTransform):  # type: ignore[misc]
+    """Makes a training pair: scales source and target and adds the mask in which they are compared.
+
+    The mask is the one of the published metric: the source's foreground where the target is positive.
+
+    Args:
+        source_key: image that the network is given.
+        target_key: image that it shall make, on the same grid.
+        mask_key: where the mask goes, `(1, X, Y, Z)` of 0 and 1.
+    """
+
+    def __init__(self, source_key: str = "image", target_key: str = "target", mask_key: str = "mask") -> None:
+        super().__init__([source_key, target_key])
+        self.source_key, self.target_key, self.mask_key = source_key, target_key, mask_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Scales both and adds the mask."""
+        result = dict(data)
+        source, target = _voxels(result[self.source_key]), _voxels(result[self.target_key])
+        mask = foreground(source) & (target > 0)
+        if not mask.any():
+            raise IntensityError("expected source and target to overlap, but no voxel is foreground in both")
+        result[self.mask_key] = _like(result[self.source_key], mask.astype(np.float32))
+        result[self.target_key] = _like(result[self.target_key], target_to_unit(target, mask) * (source > 0))
+        result[self.source_key] = _like(result[self.source_key], source_to_unit(source))
+        return result
+
+
+class UnitToMagnituded(MapTransform):  # type: ignore[misc]
+    """Turns unit intensities into a magnitude image that fits int16 well: times `scale`, never negative.
+
+    Args:
+        keys: images.
+        scale: what 1 becomes; with 1000, brain tissue lies near 300 and fluid near 1000.
+    """
+
+    def __init__(self, keys: Sequence[str] | str, scale: float = 1000.0) -> None:
+        super().__init__(keys)
+        self.scale = scale
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Scales each key."""
+        result = dict(data)
+        for key in self.key_iterator(result):
+            result[key] = result[key].clamp_min(0) * self.scale
+        return result
+
+
+class MaskBackgroundd(MapTransform):  # type: ignore[misc]
+    """Sets each key to exactly 0 outside the head that `source_key`, the untouched input on the same grid, shows.
+
+    Args:
+        keys: images `(1, X, Y, Z)` on the grid of the source.
+        source_key: the input as it was read.
+    """
+
+    def __init__(self, keys: Sequence[str] | str, source_key: str = "source") -> None:
+        super().__init__(keys)
+        self.source_key = source_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Clears the background."""
+        result = dict(data)
+        source = result[self.source_key]
+        spacing = spacing_mm(np.asarray(source.affine)) if isinstance(source, MetaTensor) else np.ones(3)
+        mask = torch.from_numpy(head_mask(_voxels(source), [float(s) for s in spacing]))[None]
+        for key in self.key_iterator(result):
+            result[key] = result[key] * mask.to(result[key].device)
+        return result
+
+
+def _voxels(volume: Tensor) -> Volume:
+    plain = volume.as_tensor() if isinstance(volume, MetaTensor) else volume
+    return np.asarray(plain[0].cpu().numpy(), dtype=np.float32)
+
+
+def _like(volume: Tensor, values: npt.NDArray[Any]) -> Tensor:
+    fresh = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))[None].to(volume.device)
+    if isinstance(volume, MetaTensor):
+        fresh = MetaTensor(fresh, meta=volume.meta, applied_operations=volume.applied_operations)
+    return fresh

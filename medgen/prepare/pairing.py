@@ -1,0 +1,181 @@
+"""Brings two scans of one patient onto one grid, so that they can be a training pair: SimpleITK, mutual information.
+
+Scans of one session share a frame of reference, but the patient moves between them by a few millimetres; scans that
+a study has already registered lie on one grid and are left alone.
+"""
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import SimpleITK as sitk  # noqa: N813  # the name that SimpleITK's own documentation uses
+import torch
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+from scipy.ndimage import binary_opening, distance_transform_edt
+from torch.utils.data import WeightedRandomSampler
+
+from medgen.errors import GeometryError
+from medgen.geometry import Grid, ras_to_lps, spacing_mm
+
+Motion = Literal["rigid", "affine"]
+
+_SHRINK, _SMOOTH_MM = (4, 2, 1), (4.0, 2.0, 0.0)
+_SAMPLED_FRACTION = 0.1
+_HISTOGRAM_BINS = 48
+_SEED = 7
+
+
+def to_sitk(volume: npt.ArrayLike, affine: npt.ArrayLike) -> sitk.Image:
+    """Wraps a volume `(X, Y, Z)` with its RAS+ affine as a float32 SimpleITK image.
+
+    Raises:
+        GeometryError: if the axes are not perpendicular, which SimpleITK can't state.
+    """
+    lps = ras_to_lps(affine)
+    spacing = spacing_mm(lps)
+    direction = lps[:3, :3] / spacing
+    if np.abs(direction.T @ direction - np.eye(3)).max() > 1e-3:
+        raise GeometryError(
+            "expected perpendicular axes to register, got a sheared grid; resample it onto a regular one first"
+        )
+    # The nearest rotation: headers keep six digits, SimpleITK asks for more.
+    left, _, right = np.linalg.svd(direction)
+    image = sitk.GetImageFromArray(np.ascontiguousarray(np.asarray(volume, dtype=np.float32).T))
+    image.SetSpacing([float(s) for s in spacing])
+    image.SetOrigin([float(v) for v in lps[:3, 3]])
+    image.SetDirection((left @ right).ravel().tolist())
+    return image
+
+
+def from_sitk(image: sitk.Image) -> npt.NDArray[np.float32]:
+    """Returns the voxels of a SimpleITK image in index order `(X, Y, Z)`; undoes `to_sitk`."""
+    return np.asarray(sitk.GetArrayFromImage(image).T, dtype=np.float32)
+
+
+def register(fixed: sitk.Image, moving: sitk.Image, motion: Motion = "rigid") -> sitk.Transform:
+    """Finds the motion that maps points of `fixed` to points of `moving`, coarse to fine, by Mattes mutual information.
+
+    The same inputs give the same motion: the sampling is seeded, and one thread sums the histogram.
+
+    Source: Mattes et al., IEEE TMI 22(1), 2003.
+    """
+    start = sitk.Euler3DTransform() if motion == "rigid" else sitk.AffineTransform(3)
+    method = sitk.ImageRegistrationMethod()
+    method.SetMetricAsMattesMutualInformation(_HISTOGRAM_BINS)
+    method.SetMetricSamplingStrategy(method.RANDOM)
+    method.SetMetricSamplingPercentage(_SAMPLED_FRACTION, _SEED)
+    method.SetInterpolator(sitk.sitkLinear)
+    method.SetOptimizerAsRegularStepGradientDescent(
+        learningRate=1.0, minStep=1e-3, numberOfIterations=150, relaxationFactor=0.6
+    )
+    method.SetOptimizerScalesFromPhysicalShift()
+    method.SetShrinkFactorsPerLevel(_SHRINK)
+    method.SetSmoothingSigmasPerLevel(_SMOOTH_MM)
+    method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
+    geometry = sitk.CenteredTransformInitializerFilter.GEOMETRY
+    # Within a session the headers already agree to millimetres; an atlas lies elsewhere and is centred first.
+    if motion == "affine":
+        start = sitk.CenteredTransformInitializer(fixed, moving, start, geometry)
+    method.SetInitialTransform(start, inPlace=False)
+    return method.Execute(fixed, moving)
+
+
+def resample(moving: sitk.Image, fixed: sitk.Image, motion: sitk.Transform) -> npt.NDArray[np.float32]:
+    """Returns `moving` on the grid of `fixed` `(X, Y, Z)` by a cubic B-spline, clipped to its range; 0 outside."""
+    result = from_sitk(sitk.Resample(moving, fixed, motion, sitk.sitkBSpline, 0.0, sitk.sitkFloat32))
+    low, high = from_sitk(moving).min(), from_sitk(moving).max()
+    return np.clip(result, min(low, 0.0), high)
+
+
+class RegisterToSourced(MapTransform):  # type: ignore[misc]
+    """Puts `keys` onto the grid of `source_key` by a rigid motion, unless they already lie on it.
+
+    Volumes are channel-first `(1, X, Y, Z)` MetaTensors in the source's own orientation.
+    """
+
+    def __init__(self, keys: list[str] | str, source_key: str = "image") -> None:
+        super().__init__(keys)
+        self.source_key = source_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Registers what does not yet lie on the source's grid."""
+        result = dict(data)
+        source = result[self.source_key]
+        for key in self.key_iterator(result):
+            moving = result[key]
+            if _grid(moving).differs_from(_grid(source)):
+                fixed_image, moving_image = _image(source), _image(moving)
+                volume = resample(moving_image, fixed_image, register(fixed_image, moving_image))
+                result[key] = MetaTensor(torch.from_numpy(volume)[None], affine=source.affine.clone())
+        return result
+
+
+def _grid(volume: MetaTensor) -> Grid:
+    x, y, z = volume.shape[1:]
+    return Grid((x, y, z), np.asarray(volume.affine, dtype=np.float64))
+
+
+def _image(volume: MetaTensor) -> sitk.Image:
+    return to_sitk(volume[0].numpy(), np.asarray(volume.affine, dtype=np.float64))
+
+
+class StripByAtlasd(MapTransform):  # type: ignore[misc]
+    """Leaves only the brain of a whole head, where the item's `strip` says so: an atlas's brain, moved onto the head.
+
+    The mask is good to a few millimetres: enough to teach a network what a stripped brain looks like, not to measure
+    one.
+
+    Args:
+        keys: images `(1, X, Y, Z)` of one grid; the first is what the atlas is registered to.
+        atlas: a file with a whole head of the same contrast.
+        brain: a file with a brain alone, in the space of the atlas; its voxels above 0 are the brain.
+        margin_mm: taken off the rim of the mask, where the atlas misses by most.
+        strip_key: names the item's flag.
+    """
+
+    def __init__(
+        self, keys: Sequence[str], atlas: str, brain: str, margin_mm: float = 2.0, strip_key: str = "strip"
+    ) -> None:
+        super().__init__(keys)
+        self.atlas, self.brain, self.margin_mm, self.strip_key = atlas, brain, margin_mm, strip_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Strips the keys, or leaves them as they are."""
+        result = dict(data)
+        if result.get(self.strip_key, False):
+            brain = self._brain_mask(result[self.keys[0]])
+            for key in self.key_iterator(result):
+                result[key] = result[key] * torch.from_numpy(brain)[None]
+        return result
+
+    def _brain_mask(self, head: MetaTensor) -> npt.NDArray[np.bool_]:
+        fixed = _image(head)
+        brain = sitk.ReadImage(self.brain, sitk.sitkFloat32) > 0
+        closed = sitk.BinaryMorphologicalClosing(brain, [3, 3, 3])
+        filled = sitk.Cast(sitk.BinaryFillhole(closed), sitk.sitkFloat32)
+        motion = register(fixed, sitk.ReadImage(self.atlas, sitk.sitkFloat32), "affine")
+        mask = from_sitk(sitk.Resample(filled, fixed, motion, sitk.sitkLinear, 0.0, sitk.sitkFloat32)) > 0.5
+        spacing = [float(s) for s in fixed.GetSpacing()]
+        inner = distance_transform_edt(mask, sampling=spacing) > self.margin_mm
+        return _without_dark_rim(from_sitk(fixed), np.asarray(inner), spacing)
+
+
+def _without_dark_rim(
+    head: npt.NDArray[np.float32], brain: npt.NDArray[np.bool_], spacing: Sequence[float]
+) -> npt.NDArray[np.bool_]:
+    """Takes bone and air off the outer 8 mm of a brain mask: what is far darker than the brain's median."""
+    tissue = binary_opening(head > 0.35 * np.median(head[brain]))
+    core = distance_transform_edt(brain, sampling=spacing) > 8.0
+    return np.asarray(brain & (tissue | core), dtype=np.bool_)
+
+
+def weighted_sampler(items: Sequence[Mapping[str, Any]], draws: int, seed: int = 0) -> WeightedRandomSampler:
+    """Returns a sampler that draws `draws` items an epoch in proportion to their weight, with replacement.
+
+    Where there is nothing to draw from (a data folder that is not there yet), it draws nothing.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    weights = [float(item["weight"]) for item in items] or [1.0]
+    return WeightedRandomSampler(weights, draws if len(items) > 0 else 1, replacement=True, generator=generator)

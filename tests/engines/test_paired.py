@@ -1,0 +1,150 @@
+"""The paired trainer: what the discriminator is shown, what is published, and that resuming changes nothing."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from monai.handlers import CheckpointLoader, CheckpointSaver
+from torch import Tensor, nn
+
+from medgen.engines.paired import Adversary, MovingAverage, PairedTrainer, Player
+from medgen.losses.adversarial import least_squares_d_loss, least_squares_g_loss
+
+
+class Spy(nn.Module):
+    """A discriminator that keeps what it was shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(2, 1, 1)
+        self.seen: list[Tensor] = []
+
+    def forward(self, pair: Tensor) -> tuple[Tensor, list[Tensor]]:
+        self.seen.append(pair.detach().clone())
+        return self.conv(pair), []
+
+
+def batches(count: int = 3) -> list[dict[str, Tensor]]:
+    shape = (1, 1, 4, 5, 6)
+    return [
+        {"image": torch.full(shape, 1.0), "target": torch.full(shape, 2.0), "mask": torch.ones(shape)}
+        for _ in range(count)
+    ]
+
+
+def absolute(outputs: list[Tensor], target: Tensor, mask: Tensor) -> Tensor:
+    return (mask * (outputs[-1] - target)).abs().mean()
+
+
+def make(weight: float = 0.5, first_epoch: int = 1, epochs: int = 1) -> PairedTrainer:
+    torch.manual_seed(3)
+    network, spy = nn.Conv3d(1, 1, 3, padding=1), Spy()
+    adversary = Adversary(
+        Player(spy, torch.optim.Adam(spy.parameters(), 1e-2)),
+        least_squares_d_loss,
+        least_squares_g_loss,
+        weight,
+        first_epoch,
+    )
+    player = Player(network, torch.optim.Adam(network.parameters(), 1e-2))
+    return PairedTrainer("cpu", epochs, batches(), player, absolute, adversary, MovingAverage(network, 0.9))
+
+
+def weights(trainer: PairedTrainer) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in trainer.generator.network.parameters()])
+
+
+def test_the_discriminator_is_shown_pairs_of_source_and_truth_as_real_never_the_source_alone() -> None:
+    trainer = make()
+    trainer.run()
+    spy = trainer.adversary.player.network
+    for_generator, real, fake = spy.seen[:3]
+    assert torch.equal(real[:, :1], torch.ones_like(real[:, :1]))
+    assert torch.equal(real[:, 1:], torch.full_like(real[:, 1:], 2.0))
+    assert torch.equal(fake[:, :1], torch.ones_like(fake[:, :1]))
+    assert torch.equal(fake[:, 1:], for_generator[:, 1:])
+    assert not torch.equal(fake[:, 1:], real[:, 1:])
+
+
+def test_the_discriminator_is_shown_nothing_outside_the_mask() -> None:
+    trainer = make()
+    for batch in trainer.data_loader:
+        batch["mask"][..., :2] = 0
+    trainer.run()
+    assert all(pair[..., :2].abs().max() == 0 for pair in trainer.adversary.player.network.seen)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+def test_all_losses_are_published_with_and_without_the_adversary(weight: float) -> None:
+    trainer = make(weight)
+    trainer.run()
+    output = trainer.state.output[0] if isinstance(trainer.state.output, list) else trainer.state.output
+    assert {"loss", "g_loss", "d_loss"} <= set(output)
+    assert (output["d_loss"] > 0) == (weight > 0)
+
+
+def test_an_adversary_of_weight_0_leaves_generator_and_discriminator_as_they_would_be_alone() -> None:
+    trainer = make(weight=0.0)
+    before = [p.clone() for p in trainer.adversary.player.network.parameters()]
+    trainer.run()
+    assert trainer.adversary.player.network.seen == []
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.adversary.player.network.parameters(), strict=True))
+
+
+def test_the_adversary_joins_in_its_first_epoch() -> None:
+    trainer = make(first_epoch=2, epochs=2)
+    trainer.run()
+    assert len(trainer.adversary.player.network.seen) == 3 * 3  # an epoch of three batches, three looks at each
+
+
+def test_the_generator_step_leaves_no_gradient_path_from_the_discriminator_step() -> None:
+    """Only its own step may move the generator: with no weight for the adversary's view, training twice is the same."""
+    alone, beside = make(weight=0.0), make(weight=1e-30)
+    alone.run()
+    beside.run()
+    assert torch.allclose(weights(alone), weights(beside))
+
+
+def test_a_resumed_training_equals_an_uninterrupted_one(tmp_path: Path) -> None:
+    def checkpoint(trainer: PairedTrainer) -> dict[str, object]:
+        rival = trainer.adversary.player
+        return {
+            "network": trainer.generator.network,
+            "optimizer": trainer.generator.optimizer,
+            "discriminator": rival.network,
+            "d_optimizer": rival.optimizer,
+            "average": trainer.average,
+            "trainer": trainer,
+        }
+
+    whole = make(epochs=4)
+    CheckpointSaver(str(tmp_path), checkpoint(whole), save_interval=2).attach(whole)
+    whole.run()
+    resumed = make(epochs=4)
+    CheckpointLoader(str(tmp_path / "checkpoint_epoch=2.pt"), checkpoint(resumed)).attach(resumed)
+    resumed.run()
+    assert resumed.state.iteration == whole.state.iteration == 12
+    assert torch.equal(weights(resumed), weights(whole))
+    average = zip(resumed.average.network.parameters(), whole.average.network.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in average)
+
+
+def test_the_moving_average_of_a_network_at_rest_is_the_network() -> None:
+    network = nn.Conv3d(1, 2, 3)
+    average = MovingAverage(network, 0.99)
+    for _ in range(5):
+        average.update(network)
+    assert all(torch.allclose(a, b) for a, b in zip(average.network.parameters(), network.parameters(), strict=True))
+
+
+def test_an_unknown_option_is_named() -> None:
+    network = nn.Conv3d(1, 1, 1)
+    with pytest.raises(ValueError, match="halve"):
+        PairedTrainer(
+            "cpu",
+            1,
+            batches(),
+            Player(network, torch.optim.SGD(network.parameters(), 0.1)),
+            absolute,
+            options={"halve": 1},
+        )
