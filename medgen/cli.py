@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -24,7 +24,7 @@ from medgen.progress import Progress
 
 if TYPE_CHECKING:  # these bring numpy
     from medgen.case import Case
-    from medgen.run.cohort import CohortSummary
+    from medgen.run.steps import CohortSummary
 
 NOTHING_STARTED = 2
 
@@ -125,7 +125,9 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter an option: a command line is 
     source: Input,
     output: Output,
     device: Device = "auto",
-    precision: Annotated[str, typer.Option(help="`auto`, `fp32`, `bf16` or `fp16`.")] = "auto",
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16", "fp16"], typer.Option(help="Of the network's arithmetic.")
+    ] = "auto",
     formats: Annotated[str, typer.Option("--format", help="`same` as the input, `nifti`, `dicom` or `both`.")] = "same",
     part: Annotated[str, typer.Option(metavar="I/N", help="Do part I of N; start the others elsewhere.")] = "1/1",
     jobs: Annotated[int, typer.Option(min=1, help="Cases read, and written, at a time; the network runs one.")] = 1,

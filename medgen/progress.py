@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Bar
 
 if TYPE_CHECKING:  # the command line must answer before numpy is imported
-    from medgen.run.cohort import Event
+    from medgen.run.steps import Event
 
 _SETTLED = ("done", "kept", "failed", "skipped")
 

@@ -15,15 +15,16 @@ from medgen.read.reader import read_image
 from medgen.run import predict
 from medgen.run.bundle import OpenBundle, open_bundle
 from medgen.run.catalog import find_bundle
-from medgen.run.cohort import CohortSummary, Event, Options, Steps, run_cohort
+from medgen.run.cohort import run_cohort
 from medgen.run.evaluate import Evaluation, Pair, evaluate
 from medgen.run.ledger import Ledger
 from medgen.run.metadata import read_metadata
 from medgen.run.plan import Part, plan
 from medgen.run.private import make_salt, peek_salt
 from medgen.run.publish import RunInfo
-from medgen.run.records import CaseOutcome, Recipe
+from medgen.run.records import COLUMNS, CaseOutcome, Recipe, Record
 from medgen.run.select import Filters, SeriesRule, select_cases
+from medgen.run.steps import CohortSummary, Event, Options, Steps
 from medgen.simulate.sample import write_sample
 from medgen.write.report import write_report
 from medgen.write.result import FORMATS, Formats, write_result
@@ -102,7 +103,13 @@ def run_job(request: RunRequest, listen: Listen = lambda event: None) -> CohortS
         try:
             return run_cohort(cases, _steps(request, bundle), ledger, options)
         finally:
-            write_report(request.output / "report.html", info.to_json(), ledger.records())
+            rows = [_report_row(record) for record in ledger.records()]
+            write_report(request.output / "report.html", info.to_json(), rows)
+
+
+def _report_row(record: Record) -> dict[str, str]:
+    pictures = [path for path in record.files if path.endswith(".png")]
+    return {**dict(zip(COLUMNS, record.row(), strict=True)), "preview": pictures[0] if pictures else ""}
 
 
 def _find(request: RunRequest, salt: bytes) -> list[Case]:

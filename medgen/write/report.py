@@ -1,5 +1,6 @@
 """A run as one page to look at: counts, every case with its picture, its flags or the reason why it has none."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -23,13 +24,14 @@ def write_report(path: Path, run: Mapping[str, Any], rows: Sequence[Mapping[str,
 
     Args:
         path: the HTML file; links in it are relative to its folder.
-        run: the content of `run.json`.
+        run: what was run: `bundle`, `bundle_version`, `device`.
         rows: the rows of `cases.csv`, with a column `preview` (relative path of the picture, or "").
 
     Raises:
         OutputError: the file cannot be written.
     """
-    counts = ", ".join(f"{count} {status}" for status, count in run["counts"].items())
+    statuses = Counter(row["status"] for row in rows)
+    counts = ", ".join(f"{count} {status}" for status, count in sorted(statuses.items())) or "no case yet"
     facts = " · ".join(escape(str(run[key])) for key in ("bundle", "bundle_version", "device") if run.get(key))
     body = "\n".join(_row(row) for row in rows)
     page = f"""<!doctype html>
