@@ -77,8 +77,8 @@ class Adversary:
 
     def judge(self, source: Tensor, image: Tensor) -> Tensor:
         """Returns the discriminator's logits for the pair."""
-        logits = self.player.network(torch.cat([source, image], dim=1))
-        return logits[0] if isinstance(logits, tuple) else logits
+        judged: Tensor | tuple[Tensor, Any] = self.player.network(torch.cat([source, image], dim=1))
+        return judged[0] if isinstance(judged, tuple) else judged
 
 
 class MovingAverage:
@@ -102,8 +102,8 @@ class MovingAverage:
         decay = min(self.decay, self.steps / (self.steps + 10))
         for average, current in zip(self.network.parameters(), network.parameters(), strict=True):
             average.lerp_(current, 1 - decay)
-        for kept, current in zip(self.network.buffers(), network.buffers(), strict=True):
-            kept.copy_(current)
+        for kept, present in zip(self.network.buffers(), network.buffers(), strict=True):
+            kept.copy_(present)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what a checkpoint must hold."""

@@ -61,6 +61,7 @@ class ChainLoss(nn.Module):
 
 def masked_pool(target: Tensor, mask: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Averages the target over the mask onto a coarser grid; returns it with the share of the mask in each voxel."""
-    share = functional.adaptive_avg_pool3d(mask.float(), list(shape))
-    total = functional.adaptive_avg_pool3d(target.float() * mask.float(), list(shape))
+    size = (shape[0], shape[1], shape[2])
+    share = functional.adaptive_avg_pool3d(mask.float(), size)
+    total = functional.adaptive_avg_pool3d(target.float() * mask.float(), size)
     return total / share.clamp_min(1e-3), share

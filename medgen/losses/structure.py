@@ -31,7 +31,7 @@ class MaskedSSIMLoss(nn.Module):
         """Returns the scalar loss of `(B, 1, X, Y, Z)` tensors, computed in float32."""
         mask = mask.float()
         a, b = prediction.float() * mask, target.float() * mask
-        mean_a, mean_b, aa, bb, ab = self._smooth(torch.cat([a, b, a * a, b * b, a * b], dim=1)).split(1, dim=1)
+        mean_a, mean_b, aa, bb, ab = torch.split(self._smooth(torch.cat([a, b, a * a, b * b, a * b], dim=1)), 1, dim=1)
         covariance = ab - mean_a * mean_b
         above = (2 * mean_a * mean_b + self.c1) * (2 * covariance + self.c2)
         below = (mean_a**2 + mean_b**2 + self.c1) * (aa - mean_a**2 + bb - mean_b**2 + self.c2)

@@ -46,7 +46,8 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Refines features `(B, C, X, Y, Z)`; at the start of training, the identity."""
         hidden = functional.leaky_relu(self.first(self.norm(x)), 0.1)
-        return x + self.second(hidden)
+        change: Tensor = self.second(hidden)
+        return x + change
 
 
 class StageUNet(nn.Module):
@@ -96,7 +97,8 @@ def space_to_depth(x: Tensor, factor: int) -> Tensor:
     batch, channels, nx, ny, nz = x.shape
     x = x.reshape(batch, channels, nx // factor, factor, ny // factor, factor, nz // factor, factor)
     x = x.permute(0, 1, 3, 5, 7, 2, 4, 6)
-    return x.reshape(batch, channels * factor**3, nx // factor, ny // factor, nz // factor)
+    block = factor * factor * factor  # TorchScript's ** gives a float
+    return x.reshape(batch, channels * block, nx // factor, ny // factor, nz // factor)
 
 
 def depth_to_space(x: Tensor, factor: int) -> Tensor:
@@ -105,9 +107,10 @@ def depth_to_space(x: Tensor, factor: int) -> Tensor:
     Source: sub-pixel convolution, Shi et al., CVPR 2016.
     """
     batch, channels, nx, ny, nz = x.shape
-    x = x.reshape(batch, channels // factor**3, factor, factor, factor, nx, ny, nz)
+    block = factor * factor * factor
+    x = x.reshape(batch, channels // block, factor, factor, factor, nx, ny, nz)
     x = x.permute(0, 1, 5, 2, 6, 3, 7, 4)
-    return x.reshape(batch, channels // factor**3, nx * factor, ny * factor, nz * factor)
+    return x.reshape(batch, channels // block, nx * factor, ny * factor, nz * factor)
 
 
 class CoarseStage(nn.Module):

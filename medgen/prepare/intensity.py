@@ -25,7 +25,8 @@ FOREGROUND_FRACTION = 0.1
 SOURCE_PERCENTILE = 75.0
 SOURCE_CEILING = 4.0
 TARGET_MIDDLE, TARGET_TOP_PERCENTILE = 0.3, 99.5
-_HEAD_SMOOTHING_MM = 3.0
+_HEAD_SMOOTHING_MM, _HEAD_LEVEL = 3.0, 0.2
+_NOISE_FACTOR = 4.0  # times its median, Rayleigh noise exceeds it once in a hundred thousand voxels
 
 
 def foreground(volume: Volume) -> Mask:
@@ -47,9 +48,14 @@ def head_mask(volume: Volume, spacing: Sequence[float]) -> Mask:
         volume: `(X, Y, Z)`.
         spacing: of its voxels `[mm]`.
     """
-    bright = foreground(volume)
-    smooth = gaussian_filter(bright.astype(np.float32), [_HEAD_SMOOTHING_MM / s for s in spacing])
-    whole = binary_fill_holes(bright | (smooth > 0.5))
+    smooth = gaussian_filter(volume.clip(0), [_HEAD_SMOOTHING_MM / s for s in spacing])
+    positive = volume[foreground(volume)]
+    tissue = float(positive[positive >= positive.mean()].mean())
+    rough = smooth > _HEAD_LEVEL * tissue
+    # Air is 0 in a stripped or cleaned image, and noise in one that comes from the scanner.
+    air = volume[~rough]
+    noise = _NOISE_FACTOR * float(np.median(air)) if air.size else 0.0
+    whole = binary_fill_holes(rough | (foreground(volume) & (volume > noise)))
     return np.asarray(whole & binary_fill_holes(volume > 0), dtype=np.bool_)
 
 

@@ -5,6 +5,7 @@ a study has already registered lie on one grid and are left alone.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -131,15 +132,23 @@ class StripByAtlasd(MapTransform):  # type: ignore[misc]
         keys: images `(1, X, Y, Z)` of one grid; the first is what the atlas is registered to.
         atlas: a file with a whole head of the same contrast.
         brain: a file with a brain alone, in the space of the atlas; its voxels above 0 are the brain.
+        root: the folder to which both paths are relative.
         margin_mm: taken off the rim of the mask, where the atlas misses by most.
         strip_key: names the item's flag.
     """
 
     def __init__(
-        self, keys: Sequence[str], atlas: str, brain: str, margin_mm: float = 2.0, strip_key: str = "strip"
+        self,
+        keys: Sequence[str],
+        atlas: str,
+        brain: str,
+        root: str = ".",
+        margin_mm: float = 2.0,
+        strip_key: str = "strip",
     ) -> None:
         super().__init__(keys)
-        self.atlas, self.brain, self.margin_mm, self.strip_key = atlas, brain, margin_mm, strip_key
+        self.atlas, self.brain = Path(root, atlas), Path(root, brain)
+        self.margin_mm, self.strip_key = margin_mm, strip_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Strips the keys, or leaves them as they are."""
@@ -152,10 +161,10 @@ class StripByAtlasd(MapTransform):  # type: ignore[misc]
 
     def _brain_mask(self, head: MetaTensor) -> npt.NDArray[np.bool_]:
         fixed = _image(head)
-        brain = sitk.ReadImage(self.brain, sitk.sitkFloat32) > 0
+        brain = sitk.ReadImage(str(self.brain), sitk.sitkFloat32) > 0
         closed = sitk.BinaryMorphologicalClosing(brain, [3, 3, 3])
         filled = sitk.Cast(sitk.BinaryFillhole(closed), sitk.sitkFloat32)
-        motion = register(fixed, sitk.ReadImage(self.atlas, sitk.sitkFloat32), "affine")
+        motion = register(fixed, sitk.ReadImage(str(self.atlas), sitk.sitkFloat32), "affine")
         mask = from_sitk(sitk.Resample(filled, fixed, motion, sitk.sitkLinear, 0.0, sitk.sitkFloat32)) > 0.5
         spacing = [float(s) for s in fixed.GetSpacing()]
         inner = distance_transform_edt(mask, sampling=spacing) > self.margin_mm

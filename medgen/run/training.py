@@ -1,11 +1,28 @@
-"""What a bundle's `train.yaml` trains on: pairs from the manifests that come with medgen, each with its weight."""
+"""What a bundle's `train.yaml` trains on, and how it starts: pairs from the manifests that come with medgen."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medgen.read.manifest import datalist_from_manifest
+import numpy as np
+import torch
+from ignite.engine import Engine
+from monai.data import MetaTensor
+from monai.handlers import CheckpointLoader, CheckpointSaver
 
+from medgen.errors import NoInputError
+from medgen.geometry import Grid
+from medgen.read.manifest import datalist_from_manifest
+from medgen.run.evaluate import Evaluation
+from medgen.run.job import evaluate_job
+from medgen.simulate.brain import simulate_brain
+from medgen.simulate.sample import head_grid
+from medgen.simulate.signal import t1_weighted, t2_weighted
+
+_log = logging.getLogger(__name__)
+
+CHECKPOINT_EPOCHS = 4
 # Beside the package in a checkout, inside it in a wheel.
 _MANIFEST_PLACES = (Path(__file__).parents[2] / "data_manifests", Path(__file__).parents[1] / "data_manifests")
 
@@ -23,13 +40,95 @@ def training_items(
         manifest_dir: where the manifests are; by default, those that come with medgen.
         split: of the manifests.
 
+    Returns:
+        items with `image`, `target`, `patient`, `weight` and `strip`; none where `dataset_dir` is missing or empty,
+        because MONAI builds the dataset of a bundle whose data are elsewhere. `start` refuses to train on nothing.
+
     Raises:
         ManifestError: a manifest is not valid.
     """
-    folder = Path(manifest_dir) if manifest_dir else next(p for p in _MANIFEST_PLACES if p.is_dir())
+    if not Path(dataset_dir).is_dir() or not any(Path(dataset_dir).iterdir()):
+        return []
+    folder = Path(manifest_dir) if manifest_dir else _manifest_dir()
     items: list[dict[str, Any]] = []
     for group in groups:
         added = {"weight": float(group.get("weight", 1.0)), "strip": bool(group.get("strip", False))}
         pairs = datalist_from_manifest(folder / group["manifest"], split, Path(dataset_dir))
         items += [{**pair, **added} for pair in pairs]
     return items
+
+
+def simulated_items(
+    count: int, shape: tuple[int, int, int] = (40, 48, 44), spacing: tuple[float, float, float] = (4.0, 4.2, 4.1)
+) -> list[dict[str, Any]]:
+    """Makes pairs by formula, T1-weighted `image` and T2-weighted `target`, for a training that shows that it runs.
+
+    Args:
+        count: simulated people, each with a brain alone.
+        shape: of the volumes `[voxels]`.
+        spacing: of their voxels `[mm]`.
+    """
+    grid = head_grid((shape[0], shape[1], shape[2]), (spacing[0], spacing[1], spacing[2]))
+    return [_simulated_item(grid, seed) for seed in range(count)]
+
+
+def _simulated_item(grid: Grid, seed: int) -> dict[str, Any]:
+    fractions = simulate_brain(grid, seed=seed, head=False)
+    inside = np.asarray(sum(fractions.values())) > 0.5
+    affine = torch.from_numpy(grid.affine)
+    images = {"image": t1_weighted(fractions) * inside, "target": t2_weighted(fractions) * inside}
+    volumes = {
+        key: MetaTensor(torch.from_numpy(v.astype(np.float32))[None], affine=affine) for key, v in images.items()
+    }
+    return {**volumes, "weight": 1.0, "strip": False}
+
+
+def start(
+    trainer: Engine, items: Sequence[Any], checkpoint: Mapping[str, Any], output_dir: str, resume_from: str = ""
+) -> None:
+    """Trains, writing a checkpoint every few epochs from which a later call continues as if it had not stopped.
+
+    Args:
+        trainer: to run.
+        items: what it trains on.
+        checkpoint: everything with a state: networks, optimizers, schedule, average.
+        output_dir: where `checkpoint_epoch=N.pt` goes.
+        resume_from: a checkpoint to continue from; empty to begin.
+
+    Raises:
+        NoInputError: there is nothing to train on.
+    """
+    if len(items) == 0:
+        raise NoInputError("expected training pairs in the data folder, found none; check dataset_dir")
+    states = {**checkpoint, "trainer": trainer}
+    CheckpointSaver(output_dir, states, save_interval=CHECKPOINT_EPOCHS).attach(trainer)
+    if resume_from:
+        CheckpointLoader(resume_from, states).attach(trainer)
+    trainer.run()
+
+
+def evaluate_split(
+    bundle: str, manifest: str, dataset_dir: str, output_dir: str, split: str = "validation", device: str = "auto"
+) -> Evaluation:
+    """Runs a bundle on one split of a manifest that comes with medgen, as `medgen evaluate` does.
+
+    Args:
+        bundle: its name.
+        manifest: a file name.
+        dataset_dir: the folder that the manifest's paths are relative to.
+        output_dir: where `metrics.csv`, the summary and pictures go.
+        split: of the manifest.
+        device: `"auto"`, `"cpu"` or `"cuda"`.
+
+    Raises:
+        MedgenError: the evaluation could not start.
+    """
+    found = evaluate_job(
+        bundle, _manifest_dir() / manifest, Path(output_dir), split=split, data_root=Path(dataset_dir), device=device
+    )
+    _log.info("%s", found.table())
+    return found
+
+
+def _manifest_dir() -> Path:
+    return next(place for place in _MANIFEST_PLACES if place.is_dir())
