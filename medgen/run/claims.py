@@ -101,12 +101,12 @@ class Owner:
         self._held: set[Path] = set()
         self._lock = threading.Lock()
         self._closed = threading.Event()
+        _owners_here.add(self.identity.id)  # before anyone can see the file and ask whether its maker lives
         with self._file.open("x", encoding="utf-8") as stream:
             stream.write(json.dumps(asdict(self.identity)))
             stream.flush()
             os.fsync(stream.fileno())
         self.began_ns = self._file.stat().st_mtime_ns
-        _owners_here.add(self.identity.id)
         self._thread = threading.Thread(target=self._beat, name="medgen-heartbeat", daemon=True)
         self._thread.start()
 
@@ -115,7 +115,7 @@ class Owner:
         generation = 0
         while True:
             path = claim_path(base, generation)
-            if create_once(self._file, path):
+            if path not in self._held and create_once(self._file, path):
                 with self._lock:
                     self._held.add(path)
                 return Claim(base, generation)
@@ -206,6 +206,9 @@ def create_once(source: Path, target: Path) -> bool:
     try:
         os.link(source, target)
     except FileExistsError:
+        # A network file system that repeats a request may find the link that the first one made.
+        with contextlib.suppress(FileNotFoundError):
+            return target.samefile(source)
         return False
     except OSError as error:
         if error.errno not in _NO_HARD_LINKS:

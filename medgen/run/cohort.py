@@ -76,7 +76,8 @@ def run_cohort(cases: Sequence[Case], steps: Steps, ledger: Ledger, options: Opt
         OutputError: if the folder cannot be written at the start.
     """
     run = _Run(cases, steps, ledger, options or Options())
-    return run.go()
+    with on_first_signal(run.on_signal):
+        return run.go()
 
 
 class _Run:
@@ -102,22 +103,22 @@ class _Run:
         write_paths(ledger.output, cases)
 
     def go(self) -> CohortSummary:
+        """Runs the stages until every case has an outcome, or the run ends early."""
         began = time.monotonic()
         self._tell("begin")
         self._ledger.publisher.publish({"counts": self._summary.counts()})
         readers = [self._start(self._read_all, f"medgen-reader-{n}") for n in range(self._jobs)]
         writers = [self._start(self._write_all, f"medgen-writer-{n}") for n in range(self._jobs)]
-        with on_first_signal(self._on_signal):
-            try:
-                self._compute_all(len(readers))
-            except BaseException:
-                self._stopping = True
-                raise
-            finally:
-                for _ in writers:
-                    self._to_write.put(None)
-                for writer in writers:
-                    writer.join()
+        try:
+            self._compute_all(len(readers))
+        except BaseException:
+            self._stopping = True
+            raise
+        finally:
+            for _ in writers:
+                self._to_write.put(None)
+            for writer in writers:
+                writer.join()
         for reader in readers:
             reader.join(_READER_GRACE_SECONDS)
         if self._crash is not None:
@@ -356,7 +357,8 @@ class _Run:
         thread.start()
         return thread
 
-    def _on_signal(self, number: int) -> None:
+    def on_signal(self, number: int) -> None:
+        """Ends the run; the case that is being computed is dropped at once."""
         self._summary.signal = number
         self._stopping = True
         if self._computing:

@@ -26,7 +26,7 @@ def reason_of(error: BaseException) -> str:
 
     Example:
         >>> reason_of(ValueError("cannot read '/data/Doe_Jane.nii': bad magic"))
-        'ValueError: cannot read … bad magic'
+        'ValueError: cannot read …: bad magic'
     """
     chain = list(_causes(error))
     for cause in chain:

@@ -56,6 +56,7 @@ def test_a_claim_excludes_until_it_is_released(folder: Path, owners: tuple[Owner
     claim = first.try_claim(folder / "case")
     assert claim
     assert first.holds(claim)
+    assert first.try_claim(folder / "case") is None
     assert second.try_claim(folder / "case") is None
     first.release(claim, recorded=False)
     assert second.try_claim(folder / "case")
