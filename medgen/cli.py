@@ -128,7 +128,7 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter an option: a command line is 
     precision: Annotated[
         Literal["auto", "fp32", "bf16", "fp16"], typer.Option(help="Of the network's arithmetic.")
     ] = "auto",
-    formats: Annotated[str, typer.Option("--format", help="`same` as the input, `nifti`, `dicom` or `both`.")] = "same",
+    formats: Annotated[Literal["same", "nifti", "dicom", "both"], typer.Option("--format", help="To write.")] = "same",
     part: Annotated[str, typer.Option(metavar="I/N", help="Do part I of N; start the others elsewhere.")] = "1/1",
     jobs: Annotated[int, typer.Option(min=1, help="Cases read, and written, at a time; the network runs one.")] = 1,
     limit: Annotated[int, typer.Option(min=0, help="Stop after this many cases; 0 for no limit.")] = 0,
