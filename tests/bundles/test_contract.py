@@ -1,0 +1,243 @@
+"""What every bundle keeps: the model zoo's checks without an exclusion, our style, and a run as its user does."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import nibabel
+import numpy as np
+import pytest
+import torch
+import yaml
+from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, verify_net_in_out
+
+from medgen.geometry import Grid
+from medgen.provenance import file_sha256
+from medgen.run.catalog import catalog_folders
+from medgen.run.metadata import read_metadata, weights_state
+from medgen.simulate.dicom import write_series
+from medgen.simulate.sample import head_grid, sagittal, simulate_t1
+
+# Every folder on the shelf, also one that is not finished: half a bundle is no bundle. $MEDGEN_BUNDLES adds shelves.
+BUNDLES = [folder for shelf in catalog_folders() for folder in sorted(shelf.iterdir()) if folder.is_dir()]
+CONFIGS = ("inference", "train", "evaluate", "smoke")
+FILES = (
+    "LICENSE",
+    "docs/README.md",
+    "docs/data_license.txt",
+    "models/model.pt",
+    "configs/metadata.json",
+    "configs/logging.conf",
+    *(f"configs/{name}.yaml" for name in CONFIGS),
+)
+LARGEST_FILE_BYTES = 25 * 2**20  # the model zoo's limit for a file in the tree
+SCHEMA = Path(__file__).parent / "meta_schema_20240725.json"
+
+pytestmark = [
+    # MONAI's LoadImaged tells that an optional DICOM codec is absent.
+    pytest.mark.filterwarnings("ignore:NvImgCodecPydicomReader:UserWarning"),
+    # torch 2.13 announces the end of TorchScript, in which the model zoo still exports.
+    pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning"),
+    # Tracing says of each shape that a network checks in Python that the check becomes a constant.
+    pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
+]
+
+
+@pytest.fixture(scope="module", params=BUNDLES, ids=lambda folder: folder.name)
+def bundle(request: pytest.FixtureRequest) -> Path:
+    """The folder of each bundle in turn."""
+    return request.param
+
+
+def _load(bundle: Path, name: str) -> dict[str, Any]:
+    content = yaml.safe_load((bundle / "configs" / f"{name}.yaml").read_text())
+    assert isinstance(content, dict)
+    return content
+
+
+def _strings(config: object) -> Iterator[str]:
+    if isinstance(config, str):
+        yield config
+    elif isinstance(config, dict | list):
+        for part in config.values() if isinstance(config, dict) else config:
+            yield from _strings(part)
+
+
+def _workflow(bundle: Path, name: str, kind: str, **override: object) -> ConfigWorkflow:
+    workflow = ConfigWorkflow(
+        config_file=str(bundle / "configs" / f"{name}.yaml"),
+        meta_file=str(bundle / "configs" / "metadata.json"),
+        logging_file=False,
+        workflow_type=kind,
+        bundle_root=str(bundle),
+        device="cpu",
+        **override,
+    )
+    workflow.initialize()
+    return workflow
+
+
+def _monai_run(bundle: Path, dataset_dir: Path, output_dir: Path) -> subprocess.CompletedProcess[str]:
+    config = bundle / "configs" / "inference.yaml"
+    command = f"-m monai.bundle run --config_file {config} --bundle_root {bundle}".split()
+    command += ["--dataset_dir", str(dataset_dir), "--output_dir", str(output_dir)]
+    return subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
+
+
+def _write_cohort(folder: Path) -> list[Grid]:
+    """Writes three NIfTI files, one of them oblique with thick slices, one with its axes turned, and a DICOM series."""
+    plain = head_grid((44, 52, 46), (4.1, 4.2, 4.0))
+    thick = head_grid((50, 62, 21), (3.3, 3.1, 7.0), tilt_degrees=14.0)
+    turned = sagittal(head_grid((41, 53, 45), (4.2, 4.0, 4.1), tilt_degrees=-8.0))
+    series = head_grid((36, 57, 49), (5.0, 3.7, 3.9), tilt_degrees=6.0)
+    for index, grid in enumerate((plain, thick, turned)):
+        path = folder / f"sub-{index}" / "anat" / f"sub-{index}_T1w.nii.gz"
+        path.parent.mkdir(parents=True)
+        voxels = np.rint(simulate_t1(grid, seed=index, head=index != 1)).astype(np.int16)
+        nibabel.save(nibabel.Nifti1Image(voxels, grid.affine), path)
+    write_series(folder / "study" / "t1", simulate_t1(series, seed=3), series.affine)
+    return [plain, thick, turned, series]
+
+
+def test_files_are_there_and_small_enough(bundle: Path) -> None:
+    assert [name for name in FILES if not (bundle / name).is_file()] == []
+    large = [path for path in bundle.rglob("*") if path.is_file() and path.stat().st_size > LARGEST_FILE_BYTES]
+    assert large == []
+
+
+def test_bundle_brings_no_code_of_its_own(bundle: Path) -> None:
+    assert list(bundle.rglob("*.py")) == []
+
+
+def test_metadata_meets_the_schema(bundle: Path) -> None:
+    metadata = json.loads((bundle / "configs" / "metadata.json").read_text())
+    jsonschema.validate(metadata, json.loads(SCHEMA.read_text()))
+    assert Path(metadata["schema"]).name == SCHEMA.name
+    described = metadata["network_data_format"]  # MONAI Label calls the first input `image` and the first output `pred`
+    assert (next(iter(described["inputs"])), next(iter(described["outputs"]))) == ("image", "pred")
+    assert "medgen" in metadata["required_packages_version"]
+
+
+def test_version_is_semantic_and_in_the_changelog(bundle: Path) -> None:
+    fields = read_metadata(bundle).fields
+    assert re.fullmatch(r"\d+\.\d+\.\d+", fields["version"])
+    assert fields["version"] in fields["changelog"]
+
+
+def test_weights_are_the_ones_that_the_metadata_names(bundle: Path) -> None:
+    named = read_metadata(bundle).weights_sha256()
+    assert named["models/model.pt"] == file_sha256(bundle / "models" / "model.pt")
+    assert weights_state(bundle, named) == "verified"
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_config_is_thin(bundle: Path, name: str) -> None:
+    text = (bundle / "configs" / f"{name}.yaml").read_text()
+    expressions = [code for code in _strings(_load(bundle, name)) if code.startswith("$")]
+    assert len(text.splitlines()) <= 150
+    assert len(expressions) <= 12
+    assert [code for code in expressions if len(code) > 70] == []
+    assert [code for code in expressions if re.search(r"\b(lambda|for|open)\b", code)] == []
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_config_stands_alone_and_names_no_machine(bundle: Path, name: str) -> None:
+    values = [text for text in _strings(_load(bundle, name)) if re.match(r"%|/|~|[A-Za-z]:\\", text)]
+    assert values == []
+
+
+def test_training_and_inference_have_the_same_network(bundle: Path) -> None:
+    assert _load(bundle, "train")["network_def"] == _load(bundle, "inference")["network_def"]
+
+
+def test_training_and_inference_prepare_images_alike(bundle: Path) -> None:
+    def steps(transforms: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{key: value for key, value in step.items() if key != "keys"} for step in transforms]
+
+    used = steps(_load(bundle, "inference")["preprocessing"]["transforms"])[1:]
+    validated = steps(_load(bundle, "train")["validate"]["preprocessing"]["transforms"])
+    assert [step for step in validated if step in used] == used
+
+
+@pytest.mark.parametrize("missing", [True, False], ids=["missing", "empty"])
+def test_properties_are_whole_without_data(bundle: Path, tmp_path: Path, missing: bool) -> None:
+    folder = tmp_path / "data"
+    if not missing:
+        folder.mkdir()
+    override = {"dataset_dir": str(folder), "output_dir": str(tmp_path / "out")}
+    assert _workflow(bundle, "inference", "infer", **override).check_properties() == []
+    assert _workflow(bundle, "train", "train", **override).check_properties() == []
+
+
+def test_network_takes_and_gives_the_declared_shapes(bundle: Path) -> None:
+    config = str(bundle / "configs" / "inference.yaml")
+    for size in (1, 2):
+        verify_net_in_out(
+            "network_def",
+            str(bundle / "configs" / "metadata.json"),
+            config,
+            device="cpu",
+            n=size,
+            p=size,
+            any=32 * size,
+        )
+
+
+def test_torchscript_export_computes_the_same(bundle: Path, tmp_path: Path) -> None:
+    config = bundle / "configs" / "inference.yaml"
+    ckpt_export(
+        "network_def",
+        filepath=str(tmp_path / "model.ts"),
+        ckpt_file=str(bundle / "models" / "model.pt"),
+        meta_file=str(bundle / "configs" / "metadata.json"),
+        config_file=str(config),
+        bundle_root=str(bundle),
+    )
+    parser = ConfigParser()
+    parser.read_config(str(config))
+    network = parser.get_parsed_content("network_def").eval()
+    network.load_state_dict(torch.load(bundle / "models" / "model.pt", weights_only=True))
+    exported = torch.jit.load(tmp_path / "model.ts").eval()
+    torch.manual_seed(0)
+    image = torch.rand(1, 1, 32, 48, 32)
+    with torch.no_grad():
+        expected = network(image)
+        assert expected.std() > 0
+        torch.testing.assert_close(exported(image), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_monai_runs_it_over_a_mixed_folder_onto_the_grids_of_the_inputs(bundle: Path, tmp_path: Path) -> None:
+    grids = _write_cohort(tmp_path / "data")
+    done = _monai_run(bundle, tmp_path / "data", tmp_path / "out")
+    assert done.returncode == 0, done.stderr[-2000:]
+    images = [nibabel.load(path) for path in sorted((tmp_path / "out").rglob("*.nii.gz"))]
+    assert len(images) == len(grids)
+    for grid in grids:
+        [image] = [image for image in images if image.shape == grid.shape]
+        assert Grid(grid.shape, np.asarray(image.affine)).differs_from(grid) == ""
+        voxels = image.get_fdata()
+        assert np.isfinite(voxels).all()
+        assert voxels.std() > 0
+
+
+def test_monai_run_refuses_an_empty_folder(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    done = _monai_run(bundle, tmp_path / "data", tmp_path / "out")
+    assert done.returncode != 0
+    assert "found none" in done.stderr
+
+
+def test_two_iterations_of_training_leave_finite_weights(bundle: Path, tmp_path: Path) -> None:
+    workflow = _workflow(bundle, "smoke", "train", output_dir=str(tmp_path / "out"))
+    network = workflow.parser.get_parsed_content("network")
+    before = [weight.detach().clone() for weight in network.parameters()]
+    workflow.run()
+    assert workflow.parser.get_parsed_content("train::trainer").state.iteration == 2
+    after = list(network.parameters())
+    assert all(torch.isfinite(weight).all() for weight in after)
+    assert any(not torch.equal(old, new) for old, new in zip(before, after, strict=True))
