@@ -112,10 +112,11 @@ def inspect(
     if as_json:
         _print_json(rows)
         return
-    table = Table("where", "what", "grid", "verdict")
     for row in rows:
-        table.add_row(row["where"], row["description"], row["grid"], f"{row['verdict']}  {row['reason']}".strip())
-    Console().print(table)
+        _say(f"{row['verdict']:<7}{row['where']}")
+        facts = "; ".join(filter(None, (row["description"], row["grid"], ", ".join(row["flags"]))))
+        for line in filter(None, (facts, row["reason"])):
+            _say(f"{'':7}{line}")
     _say(_counted(Counter(row["verdict"] for row in rows)))
 
 

@@ -18,8 +18,8 @@ from medgen.read.headers import Plane
 from medgen.read.lattice import build_lattice, irregularity
 from medgen.read.nifti import NIFTI_EXTENSIONS, check_header
 from medgen.read.planes import read_planes
-from medgen.read.reader import VOLUME_MARK
 from medgen.read.stacks import Stack, build_stacks
+from medgen.read.volume import VOLUME_MARK
 
 _log = logging.getLogger(__name__)
 

@@ -15,12 +15,10 @@ from medgen.errors import UnreadableError
 from medgen.read.dicom import read_dicom
 from medgen.read.headers import looks_like_dicom
 from medgen.read.nifti import NIFTI_EXTENSIONS, read_nifti
-from medgen.read.volume import Volume
+from medgen.read.volume import VOLUME_MARK, Volume
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 _NO_CHANNEL = float("nan")  # as MONAI's own readers say it
-# Names one of several volumes in one multi-frame file: `scan.dcm#volume:echo=4.9`.
-VOLUME_MARK = "#volume:"
 
 
 class VolumeReader(ImageReader):  # type: ignore[misc]
