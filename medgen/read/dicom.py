@@ -11,7 +11,7 @@ from medgen.read.pixels import fill_real_values
 from medgen.read.planes import read_planes
 from medgen.read.regrid import resample
 from medgen.read.stacks import Stack, build_stacks
-from medgen.read.volume import Volume, require_usable
+from medgen.read.volume import SLAB, Volume, put_slab, require_usable
 
 
 def read_dicom(files: Sequence[Path], *, volume: str = "", allow_irregular: bool = False) -> Volume:
@@ -53,15 +53,17 @@ def read_stack(stack: Stack, *, allow_irregular: bool = False) -> Volume:
     """
     grid = stack.grid(allow_irregular=allow_irregular)
     planes = stack.planes
-    slices = np.empty((len(planes), planes[0].rows, planes[0].columns), dtype=np.float32)
-    for plane, out in zip(planes, slices, strict=True):
-        fill_real_values(plane, out)
-    require_usable(slices, "series")
-    flags = stack.flags
     lattice = build_lattice(planes)
-    if len(planes) == 1:
-        flags = (*flags, "single-slice")
-    elif irregularity(lattice):
-        slices = resample(slices, lattice, grid)
-        flags = (*flags, "regridded")
-    return Volume(slices.transpose(2, 1, 0), grid, planes[0].modality, flags)
+    regrid = bool(irregularity(lattice))
+    # Regridding needs all slices at once; else each slab is put in its place as it is read.
+    depth = len(planes) if regrid else SLAB
+    slices = np.empty((depth, planes[0].rows, planes[0].columns), dtype=np.float32)
+    image = np.empty(grid.shape, dtype=np.float32)
+    for first in range(0, len(planes), depth):
+        some = planes[first : first + depth]
+        for plane, out in zip(some, slices, strict=False):
+            fill_real_values(plane, out)
+        put_slab(image, first, resample(slices, lattice, grid) if regrid else slices[: len(some)])
+    require_usable(image, "series")
+    flags = ("regridded",) if regrid else ("single-slice",) if len(planes) == 1 else ()
+    return Volume(image, grid, planes[0].modality, (*stack.flags, *flags))

@@ -18,8 +18,8 @@ Array = npt.NDArray[np.float64]
 # Two planes are parallel below this change of a direction cosine: six printed digits and a scanner's rounding stay
 # below it, and at the edge of a 250 mm slice it moves a pixel by 0.25 mm.
 PARALLEL_TOLERANCE = 1e-3
-# A slice may lie this far from its place along the normal: positions are often rounded to a tenth of a millimetre ...
-SLICE_TOLERANCE_MM = 0.05
+# A slice may lie this far from its place along the normal: some scanners round positions to a tenth of a millimetre ...
+SLICE_TOLERANCE_MM = 0.1
 # ... or by this fraction of the slice distance, below anything that an interpolation would notice.
 SLICE_TOLERANCE = 0.02
 # Sideways a slice may lie off by this fraction of a pixel; more, over the whole stack, is a gantry tilt.

@@ -4,7 +4,7 @@ import gzip
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import nibabel as nib
 import numpy as np
@@ -14,7 +14,7 @@ from nibabel.spatialimages import HeaderDataError
 
 from medgen.errors import GeometryError, UnreadableError
 from medgen.geometry import Grid, shear_degrees
-from medgen.read.volume import Volume, require_usable
+from medgen.read.volume import SLAB, Volume, put_slab, require_usable
 
 NIFTI_EXTENSIONS = (".nii.gz", ".nii")
 
@@ -45,7 +45,7 @@ class NiftiHeader:
 def read_nifti(file: Path, *, allow_irregular: bool = False) -> Volume:
     """Reads a 3-D NIfTI file as float32, with the header's slope and intercept applied.
 
-    Memory holds the stored values and the result, and only one of them where the file stores float32.
+    Memory holds the result and a few slices, whatever the file stores.
 
     Raises:
         UnreadableError: empty, truncated, no NIfTI, not 3-D, complex or colour.
@@ -150,35 +150,21 @@ def _forms_differ(image: nib.Nifti1Image, grid: Grid) -> bool:
 
 
 def _real_values(file: Path, header: NiftiHeader) -> npt.NDArray[np.float32]:
-    """Reads and scales, slice by slice."""
-    proxy = header.image.dataobj
+    """Streams the voxels, scaled, into place; a gzip to its end, since only there its checksum is verified."""
+    proxy, (columns, rows, count) = header.image.dataobj, header.grid.shape
     slope, intercept = float(proxy.slope), float(proxy.inter)
-    stored = _stored_values(file, proxy.offset, proxy.dtype, header.grid.shape)
-    if stored.dtype == np.float32 and (slope, intercept) == (1.0, 0.0):
-        return stored.astype(np.float32, copy=False)
-    out = np.empty(header.grid.shape, dtype=np.float32, order="F")
-    with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold becomes infinite, and is refused
-        for k in range(out.shape[2]):
-            out[..., k] = stored[..., k] * slope + intercept
-    return out
-
-
-def _stored_values(file: Path, offset: int, dtype: np.dtype[Any], shape: tuple[int, int, int]) -> npt.NDArray[Any]:
-    """Reads the voxels as stored; a gzip is read to its end, since only there its checksum is verified."""
-    values = np.empty(shape, dtype=dtype, order="F")
-    bytes_ = values.reshape(-1, order="F").view(np.uint8)
-    with _opened(file) as stream:
-        stream.read(offset)
-        at = 0
-        while at < len(bytes_):
-            chunk = stream.read(min(_CHUNK_BYTES, len(bytes_) - at))
-            if not chunk:
-                raise EOFError
-            bytes_[at : at + len(chunk)] = np.frombuffer(chunk, np.uint8)
-            at += len(chunk)
+    scaled = (slope, intercept) != (1.0, 0.0)
+    out = np.empty((columns, rows, count), dtype=np.float32)
+    with _opened(file) as stream, np.errstate(over="ignore", invalid="ignore"):  # overflow becomes infinite: refused
+        stream.read(proxy.offset)
+        for first in range(0, count, SLAB):
+            depth = min(SLAB, count - first)
+            stored = np.frombuffer(stream.read(depth * rows * columns * proxy.dtype.itemsize), proxy.dtype)
+            slab = stored.reshape(depth, rows, columns)  # ValueError when the file ends here
+            put_slab(out, first, slab * slope + intercept if scaled else slab)
         while file.suffix.lower() == ".gz" and stream.read(_CHUNK_BYTES):
             pass
-    return values if values.dtype.isnative else values.astype(values.dtype.newbyteorder("="))
+    return out
 
 
 def _opened(file: Path) -> BinaryIO | gzip.GzipFile:

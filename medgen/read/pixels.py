@@ -4,6 +4,7 @@ import hashlib
 
 import numpy as np
 import numpy.typing as npt
+import pydicom
 from pydicom.pixels.utils import pixel_array
 
 from medgen.errors import UnreadableError
@@ -11,6 +12,7 @@ from medgen.read.headers import PixelCoding, Plane, syntax_name
 
 Image = npt.NDArray[np.float32]
 
+_WHOLE_FILE = ("1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2")
 # Which package decodes what, for the message when it is not installed.
 _CODECS = {
     "1.2.840.10008.1.2.4.50": "pylibjpeg-libjpeg",
@@ -74,7 +76,9 @@ def _decoded_values(plane: Plane) -> npt.NDArray[np.integer]:
     syntax = plane.coding.transfer_syntax
     try:
         index = plane.frame if plane.coding.frames > 1 else None
-        values = pixel_array(plane.file, index=index, raw=True)
+        # From the path one frame at a time is read, but pydicom cannot do that in a deflated file.
+        source = pydicom.dcmread(plane.file) if syntax in _WHOLE_FILE else plane.file
+        values = pixel_array(source, index=index, raw=True)
     except (RuntimeError, NotImplementedError, AttributeError, ValueError, KeyError, OSError) as error:
         package = _CODECS.get(syntax)
         hint = f"; it needs `pip install {package}`" if package and isinstance(error, RuntimeError) else ""
