@@ -166,5 +166,7 @@ def test_what_exists_is_not_made_again(folder: Path) -> None:
     source.write_text("whole", encoding="utf-8")
     assert create_once(source, target)
     assert target.read_text(encoding="utf-8") == "whole"
-    source.write_text("other", encoding="utf-8")
-    assert not create_once(source, target)
+    other = folder / "other"
+    other.write_text("other", encoding="utf-8")
+    assert not create_once(other, target)
+    assert target.read_text(encoding="utf-8") == "whole"

@@ -18,6 +18,7 @@ from cohort_worker import doubling, find, info, run
 
 from medgen.case import Case
 from medgen.errors import InputError, MedgenError, NoInputError, OutputError
+from medgen.run.publish import Publisher
 from medgen.run.records import CaseOutcome
 from medgen.run.steps import CohortSummary, Event, Options, Steps
 
@@ -160,6 +161,21 @@ def test_a_full_disk_ends_the_run_in_order(source: Path, output: Path) -> None:
     assert (summary.failed, summary.exit_code) == (1, 1)
     assert rows(output)[0]["reason"] == summary.stopped
     assert run(source, output).exit_code == 0
+
+
+def test_a_table_that_cannot_be_written_at_the_end_is_said_and_made_good(
+    source: Path, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OutputError("cannot write run.json: the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Publisher, "close", full)
+        summary = run(source, output)
+    assert summary.exit_code == 1
+    assert summary.stopped.startswith("cannot write run.json: the disk is full; cases.csv")
+    assert run(source, output).kept == 6
+    assert len(rows(output)) == 6
 
 
 def test_a_limit_is_kept(source: Path, output: Path) -> None:
