@@ -1,6 +1,7 @@
 """A result as a derived DICOM series beside its source: classic MR or CT, one file a slice."""
 
 import json
+from collections.abc import MutableSequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from pydicom import Dataset
+from pydicom.charset import convert_encodings, default_encoding
 from pydicom.dataset import FileMetaDataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, MRImageStorage
@@ -82,7 +84,7 @@ def write_dicom_series(result: Result, folder: Path) -> None:
         for index, number in enumerate(numbers):
             _slice(series, identity, references[index], number)
             _place(series, planes, index, references[index])
-            series.PixelData = storage.encode(image[:, :, index])
+            series.add_new("PixelData", "OW", storage.encode(image[:, :, index]))
             series.save_as(part / f"{number:04d}.dcm", enforce_file_format=True)
 
 
@@ -142,10 +144,17 @@ def _series(result: Result, identity: Identity, storage: Storage) -> Dataset:
     series.BitsAllocated, series.BitsStored, series.HighBit = 16, storage.bits, storage.bits - 1
     series.PixelRepresentation = int(storage.signed)
     _modality_module(series, storage)
+    # Says that what was copied is already encoded as the file will be, so that pydicom writes its bytes unchanged.
+    series.set_original_encoding(is_implicit_vr=False, is_little_endian=True, character_encoding=_encodings(series))
     series.file_meta = FileMetaDataset()
     series.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     series.file_meta.MediaStorageSOPClassUID = series.SOPClassUID
     return series
+
+
+def _encodings(series: Dataset) -> str | MutableSequence[str]:
+    stated = series.get("SpecificCharacterSet")
+    return convert_encodings(stated) if stated else default_encoding
 
 
 def _modality_module(series: Dataset, storage: Storage) -> None:
