@@ -58,7 +58,7 @@ def from_sitk(image: sitk.Image) -> npt.NDArray[np.float32]:
 def register(fixed: sitk.Image, moving: sitk.Image, motion: Motion = "rigid") -> sitk.Transform:
     """Finds the motion that maps points of `fixed` to points of `moving`, coarse to fine, by Mattes mutual information.
 
-    The same inputs give the same motion: the sampling is seeded, and one thread sums the histogram.
+    The sampling is seeded, so the same inputs give the same motion, but for the rounding of sums over threads.
 
     Source: Mattes et al., IEEE TMI 22(1), 2003.
     """

@@ -59,7 +59,7 @@ def test_both_stages_learn() -> None:
 
 
 def test_windows_agree_where_they_overlap_away_from_their_rims() -> None:
-    """No statistics over space: the same voxels in two windows come out the same, so there are no seams to blend away."""
+    """No statistics over space: the same voxels come out the same in two windows, so there are no seams to blend."""
     network, volume = small(), torch.rand(1, 1, 136, 8, 8)
     with torch.no_grad():
         left, right = network(volume[:, :, :120]), network(volume[:, :, 16:])

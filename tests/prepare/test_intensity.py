@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.data import MetaTensor
+from scipy.ndimage import binary_fill_holes
 
 from medgen.errors import IntensityError
 from medgen.geometry import spacing_mm
@@ -115,6 +116,4 @@ def test_masking_and_scaling_a_prediction() -> None:
 
 
 def _enclosed(volume: np.ndarray) -> np.ndarray:
-    from scipy.ndimage import binary_fill_holes
-
     return binary_fill_holes(volume > 0) & (volume <= 0)

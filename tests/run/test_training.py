@@ -1,0 +1,77 @@
+"""What a training is given: weighted pairs from manifests, pairs by formula, and a refusal of nothing."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from medgen.errors import NoInputError
+from medgen.prepare.pairing import weighted_sampler
+from medgen.run.training import simulated_items, start, training_items
+
+
+def write_manifest(folder: Path, name: str, patients: list[str]) -> None:
+    files = {"path": "a.nii.gz", "sha256": "0" * 64}
+    cases = [
+        {
+            "patient": p,
+            "session": "1",
+            "split": "train",
+            "files": {"image": {**files, "path": f"{p}.nii.gz"}, "target": files},
+        }
+        for p in patients
+    ]
+    fields = {
+        "schema": "medgen-manifest-1",
+        "name": name,
+        "description": "d",
+        "license": "l",
+        "source": "s",
+        "cases": cases,
+    }
+    (folder / f"{name}.json").write_text(json.dumps(fields))
+
+
+def test_groups_are_joined_with_their_weights(tmp_path: Path) -> None:
+    write_manifest(tmp_path, "one", ["p1"])
+    write_manifest(tmp_path, "two", ["p2", "p3"])
+    groups = [{"manifest": "one.json", "weight": 3}, {"manifest": "two.json", "strip": True}, {"manifest": "one.json"}]
+    items = training_items(groups, str(tmp_path), str(tmp_path))
+    assert [(i["patient"], i["weight"], i["strip"]) for i in items] == [
+        ("p1", 3.0, False),
+        ("p2", 1.0, True),
+        ("p3", 1.0, True),
+        ("p1", 1.0, False),
+    ]
+    assert items[0]["image"] == str(tmp_path / "p1.nii.gz")
+
+
+@pytest.mark.parametrize("made", [True, False])
+def test_a_folder_that_is_missing_or_empty_gives_no_items(tmp_path: Path, made: bool) -> None:
+    folder = tmp_path / "data"
+    if made:
+        folder.mkdir()
+    assert training_items([{"manifest": "ms-mni.json"}], str(folder)) == []
+
+
+def test_training_on_nothing_is_refused() -> None:
+    with pytest.raises(NoInputError, match="found none"):
+        start(None, [], {}, ".")  # type: ignore[arg-type]
+
+
+def test_draws_follow_the_weights_and_the_seed() -> None:
+    items = [{"weight": 1.0}, {"weight": 3.0}, {"weight": 0.0}]
+    draws = list(weighted_sampler(items, 4000, seed=1))
+    counts = torch.bincount(torch.tensor(draws), minlength=3) / 4000
+    torch.testing.assert_close(counts, torch.tensor([0.25, 0.75, 0.0]), atol=0.03, rtol=0)
+    assert list(weighted_sampler(items, 50, seed=2)) == list(weighted_sampler(items, 50, seed=2))
+
+
+def test_pairs_by_formula_show_one_anatomy_in_two_contrasts() -> None:
+    first, second = simulated_items(2)
+    head = first["image"] > 0
+    assert torch.equal(head, first["target"] > 0)
+    joined = torch.stack([first["image"][head].as_tensor(), first["target"][head].as_tensor()])
+    assert torch.corrcoef(joined)[0, 1] < -0.5  # what is bright on T1 is dark on T2
+    assert not torch.equal(first["image"], second["image"])
