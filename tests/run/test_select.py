@@ -1,5 +1,6 @@
 """The right series of a study is taken, the others are accounted for, and no study is lost in silence."""
 
+import json
 from pathlib import Path, PurePosixPath
 
 import pytest
@@ -97,3 +98,26 @@ def test_a_pattern_that_is_none_is_refused() -> None:
 
 def test_metadata_without_a_rule_takes_everything() -> None:
     assert taken([dicom("a", "T2"), dicom("b", "T1")], SeriesRule.from_metadata({})) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("description", "fits"),
+    [
+        ("t1_fl2d_sag, GR, TR 300 ms", True),
+        ("anat-T1w_acq-tfl", True),
+        ("Sag 3D MPRAGE", True),
+        ("AX FSPGR BRAVO", True),
+        ("ax T2 tse", False),
+        ("t2_tirm_tra_dark-fluid", False),
+        ("T1 map", False),
+        ("ep2d_diff_3scan_ADC", False),
+        ("AX T1 FLAIR", True),
+    ],
+)
+def test_the_brain_bundle_tells_t1_from_other_series_by_description(
+    description: str, fits: bool, repository: Path
+) -> None:
+    metadata = json.loads((repository / "bundles" / "brain_t1_to_t2" / "configs" / "metadata.json").read_text())
+    rule = SeriesRule.from_metadata(metadata)
+    rival = dicom("b", "series 7") if fits else dicom("b", "T1w")
+    assert taken([dicom("a", description), rival], rule) == (["a"] if fits else ["b"])
