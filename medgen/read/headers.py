@@ -184,7 +184,10 @@ def looks_like_dicom(file: Path) -> bool:
         OSError: the file cannot be opened.
     """
     with file.open("rb") as stream:
-        start = stream.read(_PREAMBLE + 4)
+        return _begins_like_dicom(stream.read(_PREAMBLE + 4))
+
+
+def _begins_like_dicom(start: bytes) -> bool:
     if start[_PREAMBLE:] == b"DICM":
         return True
     # Without a preamble the file begins with an element of group 0002 or 0008 whose number is small.
@@ -202,6 +205,9 @@ def open_header(file: Path) -> tuple[Header, str, int]:
     """
     try:
         with file.open("rb") as stream:
+            if not _begins_like_dicom(stream.read(_PREAMBLE + 4)):
+                raise ValueError
+            stream.seek(0)
             dataset = pydicom.dcmread(stream, stop_before_pixels=True, force=True, specific_tags=list(_TAGS.values()))
             meta = getattr(dataset, "file_meta", None)
             syntax = str(meta.get("TransferSyntaxUID", "")) if meta is not None else ""

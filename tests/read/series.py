@@ -19,7 +19,7 @@ Edit = Callable[[Dataset, int], None]
 
 
 def oblique_affine(spacing: tuple[float, float, float] = SPACING, degrees: float = 17.0) -> npt.NDArray[np.float64]:
-    """Turns twice, so that no axis is parallel to a world axis; right-handed in LPS, as a stack sorted along its normal is."""
+    """Turns twice, so that no axis is parallel to a world axis; right-handed, as a stack sorted along its normal is."""
     a, b = np.radians(degrees), np.radians(-0.6 * degrees)
     about_z = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
     about_x = np.array([[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]])
@@ -35,7 +35,9 @@ def voxels(shape: tuple[int, int, int] = SHAPE, seed: int = 0) -> npt.NDArray[np
 
 def world_ramp(affine: npt.NDArray[np.float64], shape: tuple[int, int, int]) -> npt.NDArray[np.float64]:
     """A function that is linear in the patient's millimetres: linear interpolation reproduces it anywhere."""
-    points = np.einsum("ij,jxyz->ixyz", affine[:3, :3], np.indices(shape, dtype=float)) + affine[:3, 3, None, None, None]
+    points = (
+        np.einsum("ij,jxyz->ixyz", affine[:3, :3], np.indices(shape, dtype=float)) + affine[:3, 3, None, None, None]
+    )
     return 500.0 + 3.0 * points[0] - 2.0 * points[1] + 1.5 * points[2]
 
 
@@ -53,7 +55,9 @@ def write(folder: Path, image: npt.ArrayLike | None = None, *, edit: Edit | None
     return write_series(folder, voxels() if image is None else image, oblique_affine(), "MR", edit=apply)
 
 
-def moved(dataset: Dataset, affine: npt.NDArray[np.float64], across: float = 0, down: float = 0, along: float = 0) -> None:
+def moved(
+    dataset: Dataset, affine: npt.NDArray[np.float64], across: float = 0, down: float = 0, along: float = 0
+) -> None:
     """Moves a slice by millimetres along the grid's own axes."""
     axes = ras_to_lps(affine)[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     place = np.array(dataset.ImagePositionPatient, dtype=float) + axes @ np.array([across, down, along])
@@ -61,7 +65,7 @@ def moved(dataset: Dataset, affine: npt.NDArray[np.float64], across: float = 0, 
 
 
 def write_enhanced(file: Path, volumes: dict[float, npt.NDArray[np.int64]], affine: npt.NDArray[np.float64]) -> Path:
-    """Writes one enhanced MR file whose frames, interleaved and upside down, make one volume for each echo time [ms]."""
+    """Writes one enhanced MR file whose frames, interleaved and upside down, make a volume for each echo time [ms]."""
     first = next(iter(volumes.values()))
     columns, rows, count = first.shape
     planes = Planes.of(Grid((columns, rows, count), affine))

@@ -1,4 +1,4 @@
-"""A series read back is the volume that was written, whatever the files' order, coding and company; what is not regular is refused."""
+"""A series read back is the volume that was written, whatever order, coding and company; an irregular one is refused."""
 
 import shutil
 from pathlib import Path
@@ -171,7 +171,7 @@ class TestCompany:
         if new_uid:
             other.SOPInstanceUID = other.file_meta.MediaStorageSOPInstanceUID = generate_uid()
         other.save_as(tmp_path / "other.dcm", enforce_file_format=True)
-        with pytest.raises(GeometryError, match="1 slices exist in different versions|1 of 6 slice positions hold"):
+        with pytest.raises(GeometryError, match=r"1 slices exist in different versions|1 of 6 slice positions hold"):
             read_dicom([*files, tmp_path / "other.dcm"])
 
 
@@ -181,7 +181,9 @@ class TestGate:
     def test_missing_slices(self, tmp_path: Path) -> None:
         files = write(tmp_path, voxels((5, 4, 12)))
         del files[4:6]
-        with pytest.raises(GeometryError, match=r"2 slices missing: 10 slices mostly 2.3 mm apart, but 6.9 mm between slices 4 and 5"):
+        with pytest.raises(
+            GeometryError, match=r"2 slices missing: 10 slices mostly 2.3 mm apart, but 6.9 mm between slices 4 and 5"
+        ):
             read_dicom(files)
 
     def test_uneven_slices(self, tmp_path: Path) -> None:
@@ -207,7 +209,9 @@ class TestGate:
             if index == 3:
                 dataset.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
 
-        with pytest.raises(GeometryError, match=r"mixed orientations: 1 of 6 slices are turned by up to 1[79].\d degrees"):
+        with pytest.raises(
+            GeometryError, match=r"mixed orientations: 1 of 6 slices are turned by up to 1[79].\d degrees"
+        ):
             read_dicom(write(tmp_path, edit=edit))
 
     def test_mixed_frames_of_reference(self, tmp_path: Path) -> None:
@@ -270,7 +274,9 @@ class TestIrregular:
         inside = volume.image > truth.min() + 1  # elsewhere the lowest value was mixed in
         inside &= _covered(volume.grid, affine, heights, lean, shape)
         assert inside.any()
-        np.testing.assert_allclose(volume.image[inside], world_ramp(volume.grid.affine, volume.grid.shape)[inside], atol=0.05)
+        np.testing.assert_allclose(
+            volume.image[inside], world_ramp(volume.grid.affine, volume.grid.shape)[inside], atol=0.05
+        )
 
     def test_missing_slices_are_filled_between(self, tmp_path: Path) -> None:
         affine = oblique_affine()
@@ -290,7 +296,8 @@ class TestIrregular:
     def test_the_tilted_grid_covers_every_slice(self, tmp_path: Path) -> None:
         lean = SPACING[1] * 2.0  # two whole rows a slice: every value can be found again
         volume = read_dicom(
-            write(tmp_path, voxels() + 1, edit=lambda d, i: moved(d, oblique_affine(), down=lean * i)), allow_irregular=True
+            write(tmp_path, voxels() + 1, edit=lambda d, i: moved(d, oblique_affine(), down=lean * i)),
+            allow_irregular=True,
         )
         assert volume.grid.shape == (SHAPE[0], SHAPE[1] + 2 * (SHAPE[2] - 1), SHAPE[2])
         for k in range(SHAPE[2]):
