@@ -57,7 +57,7 @@ def require_intact(source: Path, output: Path) -> None:
         np.testing.assert_array_equal(voxels, np.full(cohort_worker.VOXELS, 2 * index))
 
 
-def batter(tmp_path: Path, *, cases: int, kills: int, parts: list[str], seed: int) -> None:
+def batter(tmp_path: Path, *, cases: int, kills: int, parts: list[str], seed: int, pause: float = 0.02) -> None:
     """Kills runs of all parts at random instants, lets them finish, and looks at what they leave."""
     chance = random.Random(seed)
     source, output = tmp_path / "in", tmp_path / "out"
@@ -65,7 +65,7 @@ def batter(tmp_path: Path, *, cases: int, kills: int, parts: list[str], seed: in
     interrupted = 0
     for _ in range(kills):
         before = owners(output)
-        running = [start(source, output, part) for part in parts]
+        running = [start(source, output, part, pause) for part in parts]
         while not owners(output) - before and running[0].poll() is None:
             time.sleep(0.005)
         time.sleep(chance.uniform(0.0, 0.4))
@@ -113,4 +113,4 @@ def test_the_same_command_started_twice_shares_the_work(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("parts", [["1/1"], ["1/2", "2/2"], ["1/1", "1/1"]])
 def test_a_hundred_kills(tmp_path: Path, parts: list[str]) -> None:
-    batter(tmp_path, cases=120, kills=100 // len(parts), parts=parts, seed=3)
+    batter(tmp_path, cases=400, kills=100 // len(parts), parts=parts, seed=3, pause=0.1)
