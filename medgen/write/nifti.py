@@ -66,7 +66,10 @@ def _source_header(case: Case, grid: Grid) -> nib.Nifti1Header | None:
     """The header of a NIfTI input, if the result lies on its grid."""
     if case.kind != "nifti":
         return None
-    image = nib.load(case.files[0])
+    try:
+        image = nib.load(case.files[0])
+    except (OSError, nib.filebasedimages.ImageFileError) as error:
+        raise OutputError(f"{case.name}: the source can no longer be read; it was there when the run began") from error
     shape = tuple(int(n) for n in image.shape)
     if shape[:3] != grid.shape or int(np.prod(shape[3:])) != 1:
         return None

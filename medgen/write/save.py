@@ -16,7 +16,7 @@ from medgen.case import Case, Kind, OutputKind, Result
 from medgen.errors import OutputError
 from medgen.geometry import Grid
 from medgen.provenance import Provenance
-from medgen.read.reader import VOLUME_MARK
+from medgen.read.volume import VOLUME_MARK
 from medgen.write.nifti import write_nifti
 from medgen.write.result import output_stem
 
