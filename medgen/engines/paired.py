@@ -6,6 +6,8 @@ conditional adversarial networks", CVPR 2017. Networks, losses and optimizers ar
 what they are.
 """
 
+import logging
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from copy import deepcopy
@@ -21,6 +23,8 @@ Batch = Mapping[str, Any]
 Generate = Callable[[Tensor], Sequence[Tensor]]
 Judge = Callable[[Tensor], Tensor]
 ReconstructionLoss = Callable[[Sequence[Tensor], Tensor, Tensor], Tensor]
+
+_log = logging.getLogger(__name__)
 
 
 class PairedEvents(EventEnum):  # type: ignore[misc]
@@ -44,13 +48,21 @@ class Player:
     optimizer: torch.optim.Optimizer
     clip_norm: float = 1.0
 
-    def step(self, loss: Tensor) -> None:
-        """Moves the weights down the gradient of `loss`."""
+    def step(self, loss: Tensor) -> bool:
+        """Moves the weights down the gradient of `loss`; returns whether it did.
+
+        A gradient that is not finite moves nothing: half-precision convolutions over a handful of voxels can give one
+        (seen with bf16 on the CPU on windows of 32 voxels), and one such step would end a training.
+        """
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        if self.clip_norm > 0:
-            nn.utils.clip_grad_norm_(self.network.parameters(), self.clip_norm)
+        bound = self.clip_norm if self.clip_norm > 0 else math.inf
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), bound)
+        if not bool(torch.isfinite(norm)):
+            _log.warning("a step of %s was left out: its gradient is not finite", type(self.network).__name__)
+            return False
         self.optimizer.step()
+        return True
 
 
 @dataclass

@@ -129,6 +129,15 @@ def test_a_resumed_training_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in average)
 
 
+def test_a_gradient_that_is_not_finite_moves_nothing() -> None:
+    network = nn.Conv3d(1, 1, 1)
+    before = [p.clone() for p in network.parameters()]
+    player = Player(network, torch.optim.Adam(network.parameters(), 0.1))
+    assert not player.step(network(torch.ones(1, 1, 2, 2, 2)).sum() * float("nan"))
+    assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
+    assert player.step(network(torch.ones(1, 1, 2, 2, 2)).sum())
+
+
 def test_the_moving_average_of_a_network_at_rest_is_the_network() -> None:
     network = nn.Conv3d(1, 2, 3)
     average = MovingAverage(network, 0.99)
