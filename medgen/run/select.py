@@ -2,9 +2,8 @@
 
 A hospital's study holds a dozen series of which one is wanted. Within a study, series that fit the bundle's declared
 input are taken and the others are left out by rule, with the reason; where none fits, all are tried, since silence
-would lose
-the study, and the input check flags them. NIfTI files have no study; there BIDS suffixes of one folder decide in the
-same way.
+would lose the study, and the input check flags them. NIfTI files have no study; there BIDS suffixes of one folder
+decide in the same way.
 """
 
 import re
