@@ -2,9 +2,10 @@
 
 import hashlib
 import hmac
+import itertools
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -25,7 +26,9 @@ _log = logging.getLogger(__name__)
 
 _HASH_DIGITS = 12
 _TAIL_DIGITS = 6
+# Threads hide the latency of a network disk; batches keep them from passing the interpreter to and fro for each file.
 _SCAN_THREADS = 4
+_SCAN_BATCH = 32
 _FOREIGN = "not a format that medgen reads (NIfTI or DICOM)"
 
 Hash = Callable[[str], str]
@@ -159,25 +162,30 @@ def _dicom_cases(found: Found, digest: Hash, allow_irregular: bool) -> list[Case
     return cases + [_broken_case(p, reason, f"dicom-{digest(str(_relative(p, found)))}", found) for p, reason in broken]
 
 
-def _scan(files: Iterable[Path]) -> tuple[list[Plane], list[tuple[Path, str]]]:
+def _scan(files: Sequence[Path]) -> tuple[list[Plane], list[tuple[Path, str]]]:
     """Reads the headers of many files; those that cannot be read come back with the reason."""
 
-    def scan(file: Path) -> list[Plane] | str:
-        try:
-            return read_planes(file)
-        except UnreadableError as error:
-            return str(error)
+    def scan(some: Sequence[Path]) -> list[list[Plane] | str]:
+        return [_planes_or_reason(file) for file in some]
 
     planes: list[Plane] = []
     broken: list[tuple[Path, str]] = []
+    batches = [files[i : i + _SCAN_BATCH] for i in range(0, len(files), _SCAN_BATCH)]
     with ThreadPoolExecutor(_SCAN_THREADS) as pool:
-        files = list(files)
-        for file, result in zip(files, pool.map(scan, files), strict=True):
+        results = itertools.chain.from_iterable(pool.map(scan, batches))
+        for file, result in zip(files, results, strict=True):
             if isinstance(result, str):
                 broken.append((file, result.removeprefix(f"{file.name}: ")))
             else:
                 planes += result
     return planes, broken
+
+
+def _planes_or_reason(file: Path) -> list[Plane] | str:
+    try:
+        return read_planes(file)
+    except UnreadableError as error:
+        return str(error)
 
 
 def _dicom_case(stack: Stack, name: str, relative: PurePosixPath, allow_irregular: bool) -> Case:

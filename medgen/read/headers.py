@@ -12,6 +12,7 @@ from typing import BinaryIO
 import pydicom
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataelem import RawDataElement
+from pydicom.errors import InvalidDicomError
 from pydicom.uid import UID
 
 from medgen.errors import UnreadableError
@@ -23,6 +24,18 @@ _PIXEL_DATA = b"\xe0\x7f\x10\x00"
 _UNDEFINED_LENGTH = 0xFFFFFFFF
 _EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
 _IMPLICIT_LITTLE = "1.2.840.10008.1.2"
+_EXPLICIT_BIG = "1.2.840.10008.1.2.2"
+_READ_ERRORS = (
+    InvalidDicomError,
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    AttributeError,
+    TypeError,
+    NotImplementedError,
+    struct.error,
+)
 _BINARY_VR = {"US": "H", "SS": "h", "UL": "I", "SL": "i", "FL": "f", "FD": "d"}
 _KEYWORDS = """
     SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID FrameOfReferenceUID Modality ImageType Rows
@@ -205,41 +218,28 @@ def open_header(file: Path) -> tuple[Header, str, int]:
     """
     try:
         with file.open("rb") as stream:
-            if not _begins_like_dicom(stream.read(_PREAMBLE + 4)):
-                raise ValueError
+            dicom = _begins_like_dicom(stream.read(_PREAMBLE + 4))
             stream.seek(0)
-            dataset = pydicom.dcmread(stream, stop_before_pixels=True, force=True, specific_tags=list(_TAGS.values()))
-            meta = getattr(dataset, "file_meta", None)
-            syntax = str(meta.get("TransferSyntaxUID", "")) if meta is not None else ""
-            syntax = syntax or _IMPLICIT_LITTLE
-            return Header(dataset), syntax, _pixel_offset(stream, syntax)
-    except (
-        OSError,
-        EOFError,
-        ValueError,
-        KeyError,
-        AttributeError,
-        TypeError,
-        NotImplementedError,
-        struct.error,
-    ) as error:
-        raise UnreadableError(
-            f"{file.name}: expected a DICOM header, got {type(error).__name__} ({_size(file)} bytes)"
-        ) from error
+            # Not forced on a file of another kind: pydicom would find elements in any bytes.
+            dataset = pydicom.dcmread(stream, stop_before_pixels=True, force=dicom, specific_tags=list(_TAGS.values()))
+            implicit, little = dataset.original_encoding
+            stated = str(dataset.file_meta.get("TransferSyntaxUID", "")) if "file_meta" in dataset.__dict__ else ""
+            syntax = stated or (_IMPLICIT_LITTLE if implicit else _EXPLICIT_LITTLE if little else _EXPLICIT_BIG)
+            return Header(dataset), syntax, _pixel_offset(stream, syntax, implicit=bool(implicit))
+    except _READ_ERRORS as error:
+        size = file.stat().st_size if file.exists() else 0
+        found = f"{size} bytes of something else" if size else "an empty or missing file"
+        raise UnreadableError(f"{file.name}: expected a DICOM file, got {found} ({type(error).__name__})") from error
 
 
-def _size(file: Path) -> int:
-    return file.stat().st_size if file.exists() else 0
-
-
-def _pixel_offset(stream: BinaryIO, syntax: str) -> int:
+def _pixel_offset(stream: BinaryIO, syntax: str, *, implicit: bool) -> int:
     """Returns where the pixels begin when the stream stands before an uncompressed PixelData element, else -1."""
     if syntax not in (_EXPLICIT_LITTLE, _IMPLICIT_LITTLE):
         return -1
     head = stream.read(12)
     if head[:4] != _PIXEL_DATA:
         return -1
-    width = 12 if syntax == _EXPLICIT_LITTLE else 8
+    width = 8 if implicit else 12
     length = struct.unpack("<I", head[width - 4 : width])[0]
     return stream.tell() - len(head) + width if length != _UNDEFINED_LENGTH else -1
 

@@ -1,4 +1,4 @@
-"""A series read back is the volume that was written, whatever order, coding and company; an irregular one is refused."""
+"""A series read back is the volume that was written, whatever its order and coding; an irregular one is refused."""
 
 import shutil
 from pathlib import Path
@@ -102,6 +102,15 @@ class TestValues:
             dataset.file_meta.TransferSyntaxUID = syntax
             dataset.save_as(file, enforce_file_format=True)
         np.testing.assert_array_equal(read_dicom(files).image, expected)
+
+    @pytest.mark.parametrize("implicit", [False, True])
+    def test_a_file_without_preamble_and_meta(self, tmp_path: Path, implicit: bool) -> None:
+        files = write(tmp_path)
+        for file in files:
+            dataset = dcmread(file)
+            del dataset.file_meta, dataset.preamble
+            dataset.save_as(file, enforce_file_format=False, implicit_vr=implicit, little_endian=True)
+        np.testing.assert_array_equal(read_dicom(files).image, voxels())
 
     def test_missing_codec_is_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         files = write(tmp_path)

@@ -1,4 +1,4 @@
-"""Every image below an input is a case with its own name and stem, which give nobody away, in the same order each time."""
+"""Every image below an input is a case with its own name and stem, which give nobody away, in a stable order."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The reader is at home in MONAI: values and grid of MONAI's own where those are right, and no silent second opinion."""
+"""The reader is at home in MONAI: values and grid as MONAI's own where those are right, and no silent second try."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Files as scanners write them: order, affine and values as dcm2niix finds them; the tilted one refused, or resampled."""
+"""Files as scanners write them: order, affine and values as dcm2niix has them; the tilted one refused or resampled."""
 
 import itertools
 import shutil
