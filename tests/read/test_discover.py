@@ -41,7 +41,7 @@ def test_a_mixed_tree(tmp_path: Path) -> None:
     assert cases[2].name.startswith("dicom-")
     assert str(cases[2].stem) == cases[2].name
     assert all(c.grid is not None and c.grid.shape == SHAPE and not c.refused for c in cases)
-    assert cases == found(tmp_path) or [c.name for c in cases] == [c.name for c in found(tmp_path)]
+    assert [c.name for c in cases] == [c.name for c in found(tmp_path)]
 
 
 def test_nobody_is_given_away(tmp_path: Path) -> None:
