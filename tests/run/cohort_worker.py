@@ -29,7 +29,7 @@ VOXELS = 4096
 def make_input(folder: Path, count: int) -> None:
     """Writes `count` cases, with spaces and umlauts in their paths."""
     for index in range(count):
-        path = folder / f"sub-{index:02d} Größe" / "scan.raw"
+        path = folder / f"sub-{index:03d} Größe" / "scan.raw"
         path.parent.mkdir(parents=True)
         path.write_bytes(np.full(VOXELS, index, dtype=np.int16).tobytes())
         os.utime(path, (1_600_000_000, 1_600_000_000))

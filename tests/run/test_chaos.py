@@ -77,7 +77,7 @@ def batter(tmp_path: Path, *, cases: int, kills: int, parts: list[str], seed: in
         require_coherent(output)
     assert interrupted > kills // 2, "the kills came too late to test anything"
     last = [start(source, output, part, pause=0.0) for part in parts]
-    assert [process.wait(timeout=60) for process in last] == [0] * len(parts), said(tmp_path)
+    assert [process.wait(timeout=300) for process in last] == [0] * len(parts), said(tmp_path)
 
     rows = require_coherent(output)
     assert [row["case"] for row in rows] == [case.name for case in cohort_worker.find(source)]

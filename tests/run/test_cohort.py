@@ -49,7 +49,7 @@ def failing(steps: Steps, stage: str, error: BaseException, number: int = 2) -> 
     inner = getattr(steps, stage)
 
     def step(case: Case, item: object) -> object:
-        if case.name.startswith(f"sub-{number:02d}"):
+        if case.name.startswith(f"sub-{number:03d}"):
             raise error
         return inner(case, item)
 
@@ -257,7 +257,7 @@ def test_a_signal_breaks_off_the_computing_and_the_next_run_goes_on(
     inner = doubling(output)
 
     def compute(case: Case, item: np.ndarray) -> object:
-        if case.name.startswith("sub-02"):
+        if case.name.startswith("sub-002"):
             os.kill(os.getpid(), number)
             for _ in range(1000):
                 time.sleep(0.01)
