@@ -1,6 +1,7 @@
 """Classic DICOM series of simulated images, for the demonstration and for tests: valid MR and CT, nobody's."""
 
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def write_series(
     files = []
     for index in range(grid.shape[2]):
         dataset = _identity(modality, seed, series)
-        dataset.update(_CT if modality == "CT" else _MR)
+        dataset.update(deepcopy(_CT if modality == "CT" else _MR))  # elements are shared otherwise
         _place(dataset, planes, index, series)
         pixels = np.ascontiguousarray(stored[:, :, index].T)
         dataset.Rows, dataset.Columns = pixels.shape

@@ -76,3 +76,15 @@ def test_the_sample_has_three_unlike_scans(tmp_path: Path) -> None:
     assert len(series) > 50
     assert pydicom.dcmread(series[0]).Modality == "MR"
     assert sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file()) < 5e6
+
+
+def test_what_one_series_edits_does_not_leak_into_the_next(tmp_path: Path) -> None:
+    def mark(dataset: Dataset, index: int) -> None:
+        dataset.ImageType[0] = "DERIVED"
+        dataset["SOPClassUID"].value = pydicom.uid.SecondaryCaptureImageStorage
+
+    image = image_for(GRID)
+    write_series(tmp_path / "first", image, GRID.affine, "MR", edit=mark)
+    later = pydicom.dcmread(write_series(tmp_path / "next", image, GRID.affine, "MR")[0])
+    assert later.ImageType[0] == "ORIGINAL"
+    assert later.SOPClassUID == pydicom.uid.MRImageStorage
