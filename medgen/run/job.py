@@ -96,7 +96,7 @@ def run_job(request: RunRequest, listen: Listen = lambda event: None) -> CohortS
         raise MedgenError(f"expected --format {', '.join(FORMATS)}, got {request.formats!r}")
     _require_usable(_find(request, peek_salt(request.output)))
     bundle = open_bundle(request.bundle, trust=request.trust, device=request.device, precision=request.precision)
-    info = RunInfo(_recipe(request, bundle), request.command, str(bundle.device), request.part)
+    info = RunInfo(_recipe(request, bundle), _command(request), str(bundle.device), request.part)
     options = Options(request.jobs, request.overwrite, request.fail_fast, request.limit or None, listen)
     cases = _find(request, make_salt(request.output))
     with Ledger(request.output, info) as ledger:
@@ -139,6 +139,13 @@ def _recipe(request: RunRequest, bundle: OpenBundle) -> Recipe:
         "allow_irregular": request.allow_irregular,
     }
     return Recipe(bundle.name, bundle.version, bundle.weights_sha256, settings)
+
+
+def _command(request: RunRequest) -> tuple[str, ...]:
+    """The command line as it may be recorded: whoever hides the names of files hides that of their folder too."""
+    if not request.hash_paths:
+        return request.command
+    return tuple("INPUT" if Path(word) == request.source else word for word in request.command)
 
 
 def _steps(request: RunRequest, bundle: OpenBundle) -> Steps:

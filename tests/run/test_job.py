@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -150,12 +151,17 @@ def test_parts_share_the_cohort(cohort: Path, bundle: Path, output: Path) -> Non
     assert len(json.loads((output / "run.json").read_text())["runs"]) == 2
 
 
-def test_hashed_paths_hide_the_files_names_too(cohort: Path, bundle: Path, output: Path) -> None:
+def test_hashed_paths_hide_the_files_names_too(
+    cohort: Path, bundle: Path, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["medgen", "run", str(bundle), "-i", str(cohort / "sub-01"), "-o", str(output)]
+    monkeypatch.setattr(sys, "argv", words)
     medgen("run", bundle, "-i", cohort / "sub-01", "-o", output, "--trust", "--hash-paths")
     public = [path for path in output.rglob("*") if path.is_file() and "private" not in path.name]
     assert public
     assert not [path for path in public if "sub-01" in str(path.relative_to(output))]
     assert "sub-01" not in (output / "cases.csv").read_text()
+    assert not any("sub-01" in path.read_text() for path in (output / "run.json", output / "report.html"))
 
 
 def test_inspect_tells_what_is_there_and_what_would_be_refused(cohort: Path) -> None:
