@@ -13,7 +13,6 @@ the record beside it.
 """
 
 import contextlib
-import hashlib
 import json
 import time
 from collections.abc import Mapping
@@ -25,7 +24,7 @@ from typing import Self
 
 from medgen.case import Case
 from medgen.errors import InputError
-from medgen.provenance import files_sha256
+from medgen.read.discover import input_sha256
 from medgen.run.claims import Claim, Owner
 from medgen.run.private import LEDGER_FOLDER, keyed_hash, make_salt
 from medgen.run.publish import Publisher, RunInfo
@@ -118,14 +117,14 @@ class Ledger:
         """Returns what the case's input is, hashing its content unless sizes and times are those on record.
 
         Raises:
-            OSError: if it cannot be read.
+            OSError, UnreadableError: if it cannot be read.
         """
         stat, youngest = self._stat(case)
         record = known.record if known else None
         if record and record.key and stat == record.input_stat:
             content = record.key.input_sha256
         else:
-            content = _content_sha256(case)
+            content = input_sha256(case)
         place = keyed_hash(self._salt, f"{case.name}\0{case.relative}\0{case.stem}")
         proof = stat if time.time() - youngest > _YOUNG_SECONDS else ""
         return Input(Key(content, place, self.info.recipe), proof)
@@ -260,9 +259,3 @@ class Ledger:
             path.unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # not empty
                 path.parent.rmdir()
-
-
-def _content_sha256(case: Case) -> str:
-    """As `medgen.read.discover.input_sha256`, without importing what reads voxels: a resume must be quick."""
-    content = files_sha256(case.files)
-    return hashlib.sha256(f"{content}{case.volume}".encode()).hexdigest() if case.volume else content
