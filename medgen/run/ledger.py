@@ -121,10 +121,7 @@ class Ledger:
         """
         stat, youngest = self._stat(case)
         record = known.record if known else None
-        if record and record.key and stat == record.input_stat:
-            content = record.key.input_sha256
-        else:
-            content = input_sha256(case)
+        content = record.key.input_sha256 if record and record.key and stat == record.input_stat else input_sha256(case)
         place = keyed_hash(self._salt, f"{case.name}\0{case.relative}\0{case.stem}")
         proof = stat if time.time() - youngest > _YOUNG_SECONDS else ""
         return Input(Key(content, place, self.info.recipe), proof)

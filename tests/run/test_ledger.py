@@ -113,7 +113,7 @@ def test_what_another_process_did_since_stands_even_failed_or_overwriting(output
 def test_an_unchanged_input_is_hashed_once(output: Path, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ledger_module, "_YOUNG_SECONDS", -1.0)
     do(output, case)
-    monkeypatch.setattr(ledger_module, "files_sha256", lambda _: pytest.fail("hashed again"))
+    monkeypatch.setattr(ledger_module, "input_sha256", lambda _: pytest.fail("hashed again"))
     assert look(output, case).stands
 
 
