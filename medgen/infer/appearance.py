@@ -32,6 +32,7 @@ _BANDS = {
     "top": (0.8, 1.0),
 }
 _EXTREME = 0.15
+_SHADING_MM = 18.0
 _AWAY_MM = ((0.0, 5.0), (5.0, 8.0), (8.0, 27.0))
 
 
@@ -120,12 +121,12 @@ def appearance(view: View) -> dict[str, float]:
     inside = view.body & (depth > np.interp(size_of(view)["volume_l"], _HEAD_FROM_L, _MARGIN_MM))
     if inside.sum() < _FEWEST_VOXELS:
         inside = view.body
-    ranks = _ranks_within(view.image, inside)
+    image = _evened(view)
+    ranks = _ranks_within(image, inside)
     return {
-        **_histogram(view.image[inside]),
+        **_histogram(image[inside]),
         **_bands(ranks, inside, depth),
         **_neighbours(ranks, inside),
-        "left_right": _left_right(ranks, inside),
     }
 
 
@@ -183,12 +184,13 @@ def _neighbours(ranks: Array, inside: Mask) -> dict[str, float]:
     return found
 
 
-def _left_right(ranks: Array, inside: Mask) -> float:
-    """Correlation of the image with its mirror image, which is that of the box, not of the anatomy."""
-    both = inside & inside[::-1]
-    if both.sum() < _FEWEST_VOXELS or np.ptp(ranks[both]) == 0:
-        return 0.0
-    return float(np.corrcoef(ranks[both], ranks[::-1][both])[0, 1])
+def _evened(view: View) -> Array:
+    """The image without what varies over centimetres: a coil's shading, and with it some of a large tumour."""
+    low, high = np.percentile(view.image, [1.0, 99.8])
+    image = np.clip(view.image - low, 0.0, high - low)
+    weight = ndimage.gaussian_filter(view.body.astype(np.float32), _SHADING_MM / VIEW_MM)
+    local = ndimage.gaussian_filter(image * view.body, _SHADING_MM / VIEW_MM) / np.maximum(weight, 1e-3)
+    return np.asarray(image / np.maximum(local, 1e-3 * max(high - low, 1e-6)), dtype=np.float32)
 
 
 def _ranks_within(image: Array, inside: Mask) -> Array:

@@ -21,6 +21,7 @@ CONTRAST_FLAG = "input-contrast"
 BODY_PART_FLAG = "input-body-part"
 RESOLUTION_FLAG = "input-resolution"
 MODALITY_FLAG = "input-modality"
+UNFAMILIAR_FLAG = "input-unfamiliar"
 # So much of a CT is air, far below the lowest value that an MR image ever has.
 _AIR_HU = -500.0
 _AIR_SHARE = 0.01
@@ -33,7 +34,8 @@ class InputVerdict:
 
     Attributes:
         flags: empty when the image looks like what the bundle was made for.
-        scores: what they rest on: the likeness to every contrast known, adding up to 1, sizes and spacings `[mm]`.
+        scores: what they rest on: the likeness to every contrast known, adding up to 1; the distance from the accepted
+            one, about 1 for its own; sizes and spacings `[mm]`.
     """
 
     flags: tuple[str, ...]
@@ -68,6 +70,28 @@ class Likeness:
         return dict(zip(self.classes, (powers / powers.sum()).tolist(), strict=True))
 
 
+@dataclass(frozen=True, eq=False)
+class Distance:
+    """How far an appearance is from those of the accepted contrast, in standard deviations, root mean square.
+
+    Attributes:
+        names: of the numbers it looks at.
+        mean: of each number.
+        scale: standard deviation of each number.
+        precision: inverse of their correlation, `(numbers, numbers)`.
+    """
+
+    names: tuple[str, ...]
+    mean: Array
+    scale: Array
+    precision: Array
+
+    def __call__(self, numbers: Mapping[str, float]) -> float:
+        """Returns the Mahalanobis distance over the square root of how many numbers there are."""
+        away = (np.array([numbers[name] for name in self.names]) - self.mean) / self.scale
+        return float(np.sqrt(away @ self.precision @ away / len(away)))
+
+
 class InputCheck:
     """Flags an image that differs from what a bundle was trained on, in contrast, body part, resolution or modality.
 
@@ -85,8 +109,10 @@ class InputCheck:
             if content["schema"] != SCHEMA:
                 raise BundleError(f"{path.name}: expected schema {SCHEMA}, got {content['schema']}")
             self.likeness = likeness_from(content["likeness"])
+            self.distance = distance_from(content["distance"])
             self.accepted = str(content["accepted"])
-            self.threshold = float(content["threshold"])
+            self.least_likeness = float(content["least_likeness"])
+            self.most_distance = float(content["most_distance"])
             self.spacing_mm = _pair(content["spacing_mm"])
             self.size = {name: _pair(limits) for name, limits in content["size"].items()}
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -102,14 +128,21 @@ class InputCheck:
         view = view_of(volume, np.asarray(image.affine, dtype=np.float64))
         size, numbers = size_of(view), appearance(view)
         likeness = self.likeness(numbers) if numbers else {}
+        distance = self.distance(numbers) if numbers else 0.0
         modality = str(image.meta.get("modality") or "MR")
         noticed = {
             MODALITY_FLAG: modality != "MR" or float((volume < _AIR_HU).mean()) > _AIR_SHARE,
             RESOLUTION_FLAG: not self._within(self.spacing_mm, float(spacing.min()), float(spacing.max())),
             BODY_PART_FLAG: not all(self._within(limits, size[name]) for name, limits in self.size.items()),
-            CONTRAST_FLAG: likeness.get(self.accepted, 0.0) < self.threshold,
+            CONTRAST_FLAG: likeness.get(self.accepted, 0.0) < self.least_likeness,
+            UNFAMILIAR_FLAG: distance > self.most_distance,
         }
-        measured = {"finest_mm": float(spacing.min()), "coarsest_mm": float(spacing.max()), **size}
+        measured = {
+            "distance": distance,
+            "finest_mm": float(spacing.min()),
+            "coarsest_mm": float(spacing.max()),
+            **size,
+        }
         scores = {**{f"like_{name}": value for name, value in likeness.items()}, **measured}
         return InputVerdict(
             tuple(flag for flag, true in noticed.items() if true), {k: round(v, 4) for k, v in scores.items()}
@@ -121,29 +154,43 @@ class InputCheck:
 
 
 def likeness_from(content: Mapping[str, Any]) -> Likeness:
-    """Returns the discriminant that `likeness_to_json` wrote.
+    """Returns the discriminant that `to_json` wrote.
 
     Raises:
         ValueError: the numbers do not fit together.
     """
-    arrays = {key: np.array(content[key], dtype=np.float64) for key in ("mean", "scale", "weights", "offsets")}
     names, classes = tuple(content["names"]), tuple(content["classes"])
-    shapes = {
-        "mean": (len(names),),
-        "scale": (len(names),),
-        "weights": (len(classes), len(names)),
-        "offsets": (len(classes),),
-    }
-    for key, shape in shapes.items():
-        if arrays[key].shape != shape:
-            raise ValueError(f"{key} has shape {arrays[key].shape}, expected {shape}")
+    n, k = len(names), len(classes)
+    arrays = _arrays(content, {"mean": (n,), "scale": (n,), "weights": (k, n), "offsets": (k,)})
     return Likeness(names, arrays["mean"], arrays["scale"], classes, arrays["weights"], arrays["offsets"])
 
 
-def likeness_to_json(likeness: Likeness) -> dict[str, Any]:
-    """Returns the discriminant as plain JSON types."""
-    arrays = {key: np.round(getattr(likeness, key), 6).tolist() for key in ("mean", "scale", "weights", "offsets")}
-    return {"names": list(likeness.names), "classes": list(likeness.classes), **arrays}
+def distance_from(content: Mapping[str, Any]) -> Distance:
+    """Returns the distance that `to_json` wrote.
+
+    Raises:
+        ValueError: the numbers do not fit together.
+    """
+    names = tuple(content["names"])
+    n = len(names)
+    arrays = _arrays(content, {"mean": (n,), "scale": (n,), "precision": (n, n)})
+    return Distance(names, arrays["mean"], arrays["scale"], arrays["precision"])
+
+
+def to_json(learnt: Likeness | Distance) -> dict[str, Any]:
+    """Returns what was learnt as plain JSON types."""
+    return {
+        key: np.round(value, 6).tolist() if isinstance(value, np.ndarray) else list(value)
+        for key, value in vars(learnt).items()
+    }
+
+
+def _arrays(content: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
+    arrays = {key: np.array(content[key], dtype=np.float64) for key in shapes}
+    for key, shape in shapes.items():
+        if arrays[key].shape != shape:
+            raise ValueError(f"{key} has shape {arrays[key].shape}, expected {shape}")
+    return arrays
 
 
 def _pair(limits: Any) -> tuple[float, float]:  # noqa: ANN401 - JSON
