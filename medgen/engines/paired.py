@@ -73,7 +73,9 @@ class Adversary:
         player: the discriminator; it maps joined pairs `(B, 2, X, Y, Z)` to logits (or to `(logits, features)`).
         d_loss: of the logits for real and for fake pairs.
         g_loss: of the logits for fake pairs, as the generator wants them.
-        weight: of `g_loss` beside the reconstruction; at 0 the adversary is off and is not trained.
+        weight: size of the gradient of `g_loss` at the translation, relative to that of the reconstruction. Stated so,
+            it means the same whatever the discriminator's scale, which changes as it learns. At 0 the adversary is off
+            and is not trained. Source: Esser et al., CVPR 2021, equation 7, there at the last layer.
         first_epoch: it joins in this epoch (the first is 1); before it, the generator learns alone.
     """
 
@@ -125,6 +127,13 @@ class MovingAverage:
         """Continues from a checkpoint."""
         self.network.load_state_dict(state["network"])
         self.steps = int(state["steps"])
+
+
+def gradient_norm(loss: Tensor, image: Tensor) -> Tensor:
+    """Returns the Euclidean norm of the gradient of `loss` at `image`, as a number; the graph stays for the step."""
+    (gradient,) = torch.autograd.grad(loss, image, retain_graph=True)
+    norm: Tensor = gradient.norm().detach()
+    return norm
 
 
 def losses_of(output: Mapping[str, Any]) -> dict[str, float]:
@@ -204,7 +213,8 @@ class PairedTrainer(Trainer):  # type: ignore[misc]
             with self._autocast():
                 logits = self.adversary.judge(source * mask, outputs[-1] * mask)
             g_loss = self.adversary.g_loss(logits.float())
-            loss = loss + self.adversary.weight * g_loss
+            balance = gradient_norm(loss, outputs[-1]) / gradient_norm(g_loss, outputs[-1]).clamp_min(1e-12)
+            loss = loss + self.adversary.weight * balance * g_loss
         self.generator.step(loss)
         if self.average is not None:
             self.average.update(self.generator.network)

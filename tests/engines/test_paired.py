@@ -7,7 +7,7 @@ import torch
 from monai.handlers import CheckpointLoader, CheckpointSaver
 from torch import Tensor, nn
 
-from medgen.engines.paired import Adversary, MovingAverage, PairedTrainer, Player
+from medgen.engines.paired import Adversary, MovingAverage, PairedTrainer, Player, gradient_norm
 from medgen.losses.adversarial import least_squares_d_loss, least_squares_g_loss
 
 
@@ -103,6 +103,25 @@ def test_the_generator_step_leaves_no_gradient_path_from_the_discriminator_step(
     alone.run()
     beside.run()
     assert torch.allclose(weights(alone), weights(beside))
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_the_weight_of_the_adversary_does_not_depend_on_the_scale_of_its_loss(scale: float) -> None:
+    def after(factor: float) -> Tensor:
+        trainer = make(weight=0.5)
+        trainer.generator.optimizer = torch.optim.SGD(trainer.generator.network.parameters(), 0.1)
+        trainer.adversary.d_loss = lambda real, fake: 0 * (real.mean() + fake.mean())
+        trainer.adversary.g_loss = lambda fake: factor * least_squares_g_loss(fake)
+        trainer.run()
+        return weights(trainer)
+
+    torch.testing.assert_close(after(scale), after(1.0))
+    assert not torch.allclose(after(1.0), weights(make()))
+
+
+def test_gradient_norm_is_that_of_the_loss_at_the_image() -> None:
+    image = torch.tensor([3.0, 4.0], requires_grad=True)
+    assert gradient_norm((image**2).sum(), image).item() == pytest.approx(10.0)
 
 
 def test_a_resumed_training_equals_an_uninterrupted_one(tmp_path: Path) -> None:
