@@ -32,7 +32,7 @@ _BANDS = {
     "top": (0.8, 1.0),
 }
 _EXTREME = 0.15
-_SHADING_MM = 18.0
+_SHADING_MM = 14.0
 _AWAY_MM = ((0.0, 5.0), (5.0, 8.0), (8.0, 27.0))
 
 
