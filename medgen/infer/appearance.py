@@ -1,7 +1,6 @@
 """What an image looks like, in a few named numbers: how large the body is, what in it is bright, and where that lies.
 
-Apart from the histogram they do not change with any increasing map of the intensities, and hardly with slice thickness,
-shading or orientation, so that a few patients suffice to learn from.
+They hardly change with gain, gamma, shading, slice thickness or orientation, so that a few patients suffice to learn from.
 """
 
 from dataclasses import dataclass

@@ -115,7 +115,7 @@ class InputCheck:
             self.most_distance = float(content["most_distance"])
             self.spacing_mm = _pair(content["spacing_mm"])
             self.size = {name: _pair(limits) for name, limits in content["size"].items()}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise BundleError(
                 f"{path.name}: expected the input reference of a bundle, got {type(error).__name__} {error}; "
                 "make it with `python -m medgen.infer.trust_fit`"
@@ -126,24 +126,21 @@ class InputCheck:
         volume = np.asarray(image[0].numpy(), dtype=np.float32)
         spacing = spacing_mm(np.asarray(image.affine, dtype=np.float64))
         view = view_of(volume, np.asarray(image.affine, dtype=np.float64))
-        size, numbers = size_of(view), appearance(view)
+        size = size_of(view)
+        fits = all(self._within(limits, size[name]) for name, limits in self.size.items())
+        numbers = appearance(view) if fits else {}  # another body part has no contrast to judge
         likeness = self.likeness(numbers) if numbers else {}
-        distance = self.distance(numbers) if numbers else 0.0
+        learnt = {"distance": self.distance(numbers)} if numbers else {}
         modality = str(image.meta.get("modality") or "MR")
         noticed = {
             MODALITY_FLAG: modality != "MR" or float((volume < _AIR_HU).mean()) > _AIR_SHARE,
             RESOLUTION_FLAG: not self._within(self.spacing_mm, float(spacing.min()), float(spacing.max())),
-            BODY_PART_FLAG: not all(self._within(limits, size[name]) for name, limits in self.size.items()),
-            CONTRAST_FLAG: likeness.get(self.accepted, 0.0) < self.least_likeness,
-            UNFAMILIAR_FLAG: distance > self.most_distance,
+            BODY_PART_FLAG: not fits,
+            CONTRAST_FLAG: likeness.get(self.accepted, 1.0) < self.least_likeness,
+            UNFAMILIAR_FLAG: learnt.get("distance", 0.0) > self.most_distance,
         }
-        measured = {
-            "distance": distance,
-            "finest_mm": float(spacing.min()),
-            "coarsest_mm": float(spacing.max()),
-            **size,
-        }
-        scores = {**{f"like_{name}": value for name, value in likeness.items()}, **measured}
+        spacings = {"finest_mm": float(spacing.min()), "coarsest_mm": float(spacing.max())}
+        scores = {**{f"like_{name}": value for name, value in likeness.items()}, **learnt, **spacings, **size}
         return InputVerdict(
             tuple(flag for flag, true in noticed.items() if true), {k: round(v, 4) for k, v in scores.items()}
         )

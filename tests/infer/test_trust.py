@@ -31,12 +31,12 @@ def brains() -> dict[str, Volume]:
 
 @pytest.fixture(scope="module")
 def content(brains: dict[str, Volume]) -> dict[str, Any]:
-    """A reference learnt from one simulated brain, shown damaged in five ways as three patients."""
+    """A reference learnt from one simulated brain, as found and damaged in four ways, as three patients."""
     rng = np.random.default_rng(0)
     shown = []
     for number in range(15):
         for contrast, image in {**brains, "inverted": invert(brains["t1"])}.items():
-            view = view_of(damage(image, rng), GRID.affine)
+            view = view_of(image if number < 3 else damage(image, rng), GRID.affine)
             patient, original = f"p{number % 3}", number < 3
             shown.append(Example(patient, contrast, appearance(view), size_of(view), original))
     found, text = reference(shown, "t1", (0.5, 6.0))
@@ -72,7 +72,7 @@ def test_scores_say_what_it_looks_like_instead(check: InputCheck, brains: dict[s
 
 def test_flags_what_size_spacing_and_modality_say(check: InputCheck, brains: dict[str, Volume]) -> None:
     small = GRID.affine @ np.diag([0.2, 0.2, 0.2, 1.0])
-    assert {"input-body-part", "input-contrast"} & set(check(_scan(brains["t1"], small)).flags)
+    assert "input-body-part" in check(_scan(brains["t1"], small)).flags
     assert "input-body-part" in check(_scan(brains["t1"], GRID.affine @ np.diag([2.1, 2.1, 1.9, 1.0]))).flags
     assert "input-resolution" in check(_scan(brains["t1"][:, :, ::4], GRID.affine @ np.diag([1, 1, 4.0, 1]))).flags
     assert "input-modality" in check(_scan(brains["t1"], modality="CT")).flags
@@ -81,7 +81,7 @@ def test_flags_what_size_spacing_and_modality_say(check: InputCheck, brains: dic
 
 def test_an_empty_image_is_flagged_and_no_error(check: InputCheck) -> None:
     verdict = check(_scan(np.zeros((12, 11, 10), dtype=np.float32)))
-    assert {"input-contrast", "input-body-part"} <= set(verdict.flags)
+    assert "input-body-part" in verdict.flags
 
 
 def test_what_was_learnt_survives_the_file(content: dict[str, Any]) -> None:
