@@ -1,6 +1,6 @@
 """What an image looks like, in a few named numbers: how large the body is, what in it is bright, and where that lies.
 
-They hardly change with gain, gamma, shading, slice thickness or orientation, so that a few patients suffice to learn from.
+They hardly change with gain, gamma, shading, slice thickness or orientation: a few patients suffice to learn from.
 """
 
 from dataclasses import dataclass
