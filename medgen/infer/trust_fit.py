@@ -27,7 +27,6 @@ from medgen.infer.trust import SCHEMA, Distance, Likeness, to_json
 from medgen.read.manifest import load_manifest
 from medgen.read.reader import read_volume
 from medgen.simulate.signal import Tissue, add_rician_noise, mr_image, receive_field, spin_echo
-from medgen.write.atomic import atomic_text
 
 Volume = npt.NDArray[np.float32]
 
@@ -246,7 +245,7 @@ def main() -> None:
     options = parser.parse_args()
     shown = examples(options.manifest, options.data)
     content, found = reference(shown, options.accepted, (options.spacing_mm[0], options.spacing_mm[1]))
-    atomic_text(options.output, json.dumps(content, indent=1) + "\n")
+    options.output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     sys.stdout.write(found)
 
 
