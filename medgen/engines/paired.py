@@ -77,6 +77,7 @@ class Adversary:
             it means the same whatever the discriminator's scale, which changes as it learns. At 0 the adversary is off
             and is not trained. Source: Esser et al., CVPR 2021, equation 7, there at the last layer.
         first_epoch: it joins in this epoch (the first is 1); before it, the generator learns alone.
+        head_start: epochs from then on in which the discriminator learns, but the generator does not feel it yet.
     """
 
     player: Player
@@ -84,10 +85,15 @@ class Adversary:
     g_loss: Callable[[Tensor], Tensor]
     weight: float = 0.1
     first_epoch: int = 1
+    head_start: int = 0
 
     def plays(self, epoch: int) -> bool:
         """Says whether it takes part in this epoch."""
         return self.weight > 0 and epoch >= self.first_epoch
+
+    def is_felt(self, epoch: int) -> bool:
+        """Says whether the generator feels it in this epoch."""
+        return self.weight > 0 and epoch >= self.first_epoch + self.head_start
 
     def judge(self, source: Tensor, image: Tensor) -> Tensor:
         """Returns the discriminator's logits for the pair."""
@@ -209,7 +215,7 @@ class PairedTrainer(Trainer):  # type: ignore[misc]
             outputs = [image.float() for image in self.generate(source)]
         loss = self.reconstruction(outputs, target, mask)
         g_loss = torch.zeros((), device=loss.device)
-        if self._adversary_plays() and self.adversary is not None:
+        if self.adversary is not None and self.adversary.is_felt(int(self.state.epoch)):
             with self._autocast():
                 logits = self.adversary.judge(source * mask, outputs[-1] * mask)
             g_loss = self.adversary.g_loss(logits.float())

@@ -22,7 +22,7 @@ from medgen.simulate.signal import t1_weighted, t2_weighted
 
 _log = logging.getLogger(__name__)
 
-CHECKPOINT_EPOCHS = 4
+CHECKPOINT_EPOCHS = 2
 # Beside the package in a checkout, inside it in a wheel.
 _MANIFEST_PLACES = (Path(__file__).parents[2] / "data_manifests", Path(__file__).parents[1] / "data_manifests")
 

@@ -97,6 +97,19 @@ def test_the_adversary_joins_in_its_first_epoch() -> None:
     assert len(trainer.adversary.player.network.seen) == 3 * 3  # an epoch of three batches, three looks at each
 
 
+def test_a_head_start_is_the_discriminators_alone() -> None:
+    """While it has its head start, it learns, and the generator does as it would alone."""
+    alone, led = make(weight=0.0), make(weight=0.5)
+    led.adversary.head_start = 1
+    before = [p.clone() for p in led.adversary.player.network.parameters()]
+    alone.run()
+    led.run()
+    assert torch.equal(weights(alone), weights(led))
+    assert any(not torch.equal(a, b) for a, b in zip(before, led.adversary.player.network.parameters(), strict=True))
+    assert not led.adversary.is_felt(1)
+    assert led.adversary.is_felt(2)
+
+
 def test_the_generator_step_leaves_no_gradient_path_from_the_discriminator_step() -> None:
     """Only its own step may move the generator: with no weight for the adversary's view, training twice is the same."""
     alone, beside = make(weight=0.0), make(weight=1e-30)

@@ -38,3 +38,9 @@ def test_spectral_norm_bounds_every_layer() -> None:
 def test_without_it_the_layers_are_plain() -> None:
     assert all(isinstance(layer, nn.Conv3d) for layer in PatchDiscriminator(2, (4,), spectral=False).layers)
     assert not any(hasattr(layer, "parametrizations") for layer in PatchDiscriminator(2, (4,), spectral=False).layers)
+
+
+def test_a_judge_of_detail_does_not_see_brightness() -> None:
+    network, pair = PatchDiscriminator(2, (4,), spectral=False, detail_gain=5.0), torch.rand(1, 2, 12, 14, 16)
+    torch.testing.assert_close(network(pair)[0], network(pair + 3)[0], atol=1e-4, rtol=0)
+    assert not torch.allclose(network(pair)[0], network(2 * pair)[0], atol=1e-4)
