@@ -252,9 +252,12 @@ def test_computing_stays_in_the_calling_thread_and_events_come_one_by_one(source
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_breaks_off_the_computing_and_the_next_run_goes_on(
-    source: Path, output: Path, number: signal.Signals
+    source: Path, output: Path, number: signal.Signals, request: pytest.FixtureRequest
 ) -> None:
     inner = doubling(output)
+    # A job that a shell starts in the background is born deaf to SIGINT, and so are the tests in it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
 
     def compute(case: Case, item: np.ndarray) -> object:
         if case.name.startswith("sub-002"):
