@@ -253,7 +253,7 @@ def demo(
 
     with _errors(), Progress() as progress:
         summary, places = demo_job(output, progress.hear)
-    _say_end(summary, output)
+    _say_end(summary, output / "results")
     for what, path in places.items():
         _say(f"  {what:<9}{path}")
     raise typer.Exit(summary.exit_code)
