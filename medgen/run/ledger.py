@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Self
 
 from medgen.case import Case
-from medgen.errors import InputError
+from medgen.errors import InputError, OutputError
 from medgen.read.discover import input_sha256
 from medgen.run.claims import Claim, Owner
 from medgen.run.private import LEDGER_FOLDER, keyed_hash, make_salt
@@ -92,6 +92,10 @@ class Ledger:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.owner.close()
+        # Processes that began together each left the other's leftovers alone; whoever leaves last tidies up.
+        if not self.owner.living_others():
+            with contextlib.suppress(OutputError):
+                remove_leftovers(self.output)
 
     def find(self, case: Case) -> Known | None:
         """Returns what is on record about a case; None if nothing is, or nothing that can be read."""
