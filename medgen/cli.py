@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 import medgen
 from medgen.errors import MedgenError, UntrustedError
@@ -87,11 +85,12 @@ def list_bundles(as_json: Json = False) -> None:
     if as_json:
         _print_json(bundles)
         return
-    table = Table("bundle", "version", "task", "input", "output", "weights", "measured")
     for bundle in bundles:
-        keys = ("name", "version", "task", "input", "output", "weights", "headline")
-        table.add_row(*(str(bundle[key]) for key in keys))
-    Console().print(table)
+        _say(f"{bundle['name']} {bundle['version']}: {bundle['task']}")
+        _say(f"  {bundle['modality']}, {bundle['input']} to {bundle['output']}; weights {bundle['weights']}")
+        _say(f"  measured: {bundle['headline'] or 'nothing declared'}")
+    if not bundles:
+        _say("no bundle is installed; $MEDGEN_BUNDLES may name a folder of bundles")
 
 
 @app.command()

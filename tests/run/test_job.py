@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import nibabel as nib
@@ -184,9 +185,17 @@ def test_inspect_reads_voxels_when_asked(tmp_path: Path) -> None:
     assert "NaN" in deep["reason"]
 
 
-def test_list_and_version_answer() -> None:
-    assert isinstance(json.loads(medgen("list", "--json").stdout), list)
-    assert medgen("--version").stdout.strip()
+def test_list_names_every_bundle_with_its_weights_and_its_number() -> None:
+    bundles = json.loads(medgen("list", "--json").stdout)
+    said = medgen("list").stdout
+    assert "brain_t1_to_t2" in [bundle["name"] for bundle in bundles]
+    for bundle in bundles:
+        assert bundle["weights"] == "verified"
+        assert all(bundle[key] in said for key in ("name", "version", "task", "headline"))
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    assert medgen("--version").stdout.strip() == version("medgen")
 
 
 @pytest.mark.parametrize("part", ["0/2", "3/2", "1", "x/y"])
