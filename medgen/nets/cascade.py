@@ -3,7 +3,7 @@
 The coarse stage sees the whole window at a fraction of the cost, so most of the capacity and all of the wide context
 sit there; the fine stages only add detail to what they are given. Normalisation is over the channels of one voxel,
 never over space: apart from the padding at a window's rim, a voxel's output does not depend on where the window was
-cut, so sliding windows meet without seams.
+cut.
 """
 
 from collections.abc import Sequence
