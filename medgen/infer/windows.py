@@ -1,6 +1,7 @@
 """A network over a whole volume, window by window, on whatever the device can hold."""
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ logger = logging.getLogger(__name__)
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 OOM_FLAG = "oom-backoff"
+_KEPT_WEIGHTS = 4
 
 
 class WindowInferer(Inferer):  # type: ignore[misc]  # MONAI is untyped
@@ -43,6 +45,8 @@ class WindowInferer(Inferer):  # type: ignore[misc]  # MONAI is untyped
             torch's own TF32 switches still apply.
         roi_multiple: the network's divisibility; a region made smaller for want of memory stays a multiple of it.
         padding: of an image smaller than the window: a value, or torch's `"reflect"`, `"replicate"` or `"circular"`.
+        adapt: take `roi_size` as the largest window, and cut each image into equal windows, as few and as small as
+            cover it with that overlap: an image that fits one window is computed once, without padding or seams.
 
     Attributes:
         flags: of the last call: `("oom-backoff",)` when memory ran out on the way, else empty.
@@ -60,6 +64,7 @@ class WindowInferer(Inferer):  # type: ignore[misc]  # MONAI is untyped
         precision: Precision = "auto",
         roi_multiple: int = 16,
         padding: str | float = 0.0,
+        adapt: bool = False,
     ) -> None:
         super().__init__()
         parts = overlap if isinstance(overlap, Sequence) else (overlap,)
@@ -76,6 +81,7 @@ class WindowInferer(Inferer):  # type: ignore[misc]  # MONAI is untyped
         self.precision = precision
         self.roi_multiple = roi_multiple
         self.padding = padding
+        self.adapt = adapt
         self.flags: tuple[str, ...] = ()
         self._batches: dict[tuple[torch.device, tuple[int, ...]], int] = {}
         self._weights: dict[tuple[torch.device, tuple[int, ...]], Tensor] = {}
@@ -95,7 +101,9 @@ class WindowInferer(Inferer):  # type: ignore[misc]  # MONAI is untyped
         volume = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         device = _device_of(network, volume)
         forward = _Forward(network, device, self._dtype_on(device), args, kwargs)
-        load = Load(self._roi_for(volume), 0, on_host=device.type == "cpu")
+        roi = self._roi_for(volume)
+        alone = len(volume) == 1 and all(n <= side for n, side in zip(volume.shape[2:], roi, strict=True))
+        load = Load(roi, int(alone), on_host=device.type == "cpu")
         output = self._run(volume, forward, load)
         if output.device != volume.device and not (volume.is_cuda and output.device.type == "cpu"):
             output = output.to(volume.device)
@@ -157,6 +165,8 @@ class WindowInferer(Inferer):  # type: ignore[misc]  # MONAI is untyped
 
     def _weights_of(self, roi: tuple[int, ...], device: torch.device) -> Tensor:
         if (device, roi) not in self._weights:
+            if len(self._weights) >= _KEPT_WEIGHTS:  # images of a cohort may each have windows of their own
+                self._weights.pop(next(iter(self._weights)))
             self._weights[device, roi] = compute_importance_map(roi, mode=self.mode, device=device)
         return self._weights[device, roi]
 
@@ -166,7 +176,14 @@ class WindowInferer(Inferer):  # type: ignore[misc]  # MONAI is untyped
             raise BundleError(
                 f"expected (batch, channel) and {len(self.roi_size)} spatial axes, got shape {tuple(volume.shape)}"
             )
-        return tuple(int(side) for side in fall_back_tuple(self.roi_size, size))
+        roi = tuple(int(side) for side in fall_back_tuple(self.roi_size, size))
+        if not self.adapt:
+            return roi
+        overlaps = ensure_tuple_rep(self.overlap, len(roi))
+        return tuple(
+            fitting_side(extent, side, overlap, self.roi_multiple)
+            for extent, side, overlap in zip(size, roi, overlaps, strict=True)
+        )
 
     def _dtype_on(self, device: torch.device) -> torch.dtype:
         if self.precision != "auto":
@@ -174,6 +191,24 @@ class WindowInferer(Inferer):  # type: ignore[misc]  # MONAI is untyped
         if device.type != "cuda":
             return torch.float32
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def fitting_side(extent: int, largest: int, overlap: float, multiple: int) -> int:
+    """Returns the side of equal windows, as few as cover an axis, none larger than `largest` `[voxels]`.
+
+    Args:
+        extent: voxels to cover.
+        largest: side of a window.
+        overlap: of neighbours, as a fraction of the window, at least.
+        multiple: of which the side is one, unless `largest` is smaller.
+
+    Example:
+        >>> fitting_side(150, 192, 0.25, 16), fitting_side(200, 192, 0.25, 16)
+        (160, 128)
+    """
+    count = 1 if extent <= largest else math.ceil((extent / largest - overlap) / (1 - overlap))
+    side = math.ceil(extent / (1 + (count - 1) * (1 - overlap)) / multiple) * multiple
+    return min(side, largest)
 
 
 class _Forward:

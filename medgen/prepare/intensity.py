@@ -86,7 +86,8 @@ class NormaliseSourced(MapTransform):  # type: ignore[misc]
 class NormalisePaird(MapTransform):  # type: ignore[misc]
     """Makes a training pair: scales source and target and adds the mask in which they are compared.
 
-    The mask is the one of the published metric: the source's foreground where the target is positive.
+    The mask is that of the published metric (the source's foreground where the target is positive) without its holes:
+    fluid that is black on the source shall be learnt, too.
 
     Args:
         source_key: image that the network is given.
@@ -102,11 +103,14 @@ class NormalisePaird(MapTransform):  # type: ignore[misc]
         """Scales both and adds the mask."""
         result = dict(data)
         source, target = _voxels(result[self.source_key]), _voxels(result[self.target_key])
-        mask = foreground(source) & (target > 0)
-        if not mask.any():
+        compared = foreground(source) & (target > 0)
+        if not compared.any():
             raise IntensityError("expected source and target to overlap, but no voxel is foreground in both")
+        mask = binary_fill_holes(compared) & (target > 0)
         result[self.mask_key] = _like(result[self.source_key], mask.astype(np.float32))
-        result[self.target_key] = _like(result[self.target_key], target_to_unit(target, mask) * (source > 0))
+        result[self.target_key] = _like(
+            result[self.target_key], target_to_unit(target, compared) * (mask | (source > 0))
+        )
         result[self.source_key] = _like(result[self.source_key], source_to_unit(source))
         return result
 

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 from medgen.errors import UnreadableError
 from medgen.read.headers import Header, PixelCoding, Plane, Vector, open_header, pixel_coding
@@ -85,15 +86,8 @@ def _plane(file: Path, frame: int, header: Header, coding: PixelCoding, excluded
     return Plane(
         file=file,
         frame=frame,
-        sop_uid=header.text("SOPInstanceUID"),
-        study_uid=header.text("StudyInstanceUID"),
-        series_uid=header.text("SeriesInstanceUID"),
-        frame_of_reference=header.text("FrameOfReferenceUID"),
-        modality=header.text("Modality"),
-        description=describe(header),
+        **_file_facts(header),
         excluded=excluded,
-        rows=header.integer("Rows"),
-        columns=header.integer("Columns"),
         position=header.vector("ImagePositionPatient", 3),
         orientation=header.vector("ImageOrientationPatient", 6),
         pixel_spacing=_positive(header.vector("PixelSpacing", 2)),
@@ -112,6 +106,20 @@ def _plane(file: Path, frame: int, header: Header, coding: PixelCoding, excluded
         intercept=header.number("RescaleIntercept") or 0.0,
         coding=coding,
     )
+
+
+def _file_facts(header: Header) -> dict[str, Any]:
+    """What a plane takes from the file as a whole, be it classic or multi-frame."""
+    return {
+        "sop_uid": header.text("SOPInstanceUID"),
+        "study_uid": header.text("StudyInstanceUID"),
+        "series_uid": header.text("SeriesInstanceUID"),
+        "frame_of_reference": header.text("FrameOfReferenceUID"),
+        "modality": header.text("Modality"),
+        "description": describe(header),
+        "rows": header.integer("Rows"),
+        "columns": header.integer("Columns"),
+    }
 
 
 def _slope(value: float | None) -> float:
@@ -140,15 +148,8 @@ def _frame(file: Path, index: int, header: Header, coding: PixelCoding, shared: 
     return Plane(
         file=file,
         frame=index,
-        sop_uid=header.text("SOPInstanceUID"),
-        study_uid=header.text("StudyInstanceUID"),
-        series_uid=header.text("SeriesInstanceUID"),
-        frame_of_reference=header.text("FrameOfReferenceUID"),
-        modality=header.text("Modality"),
-        description=describe(header),
+        **_file_facts(header),
         excluded="",
-        rows=header.integer("Rows"),
-        columns=header.integer("Columns"),
         position=group("PlanePositionSequence").vector("ImagePositionPatient", 3),
         orientation=group("PlaneOrientationSequence").vector("ImageOrientationPatient", 6),
         pixel_spacing=_positive(measures.vector("PixelSpacing", 2)),

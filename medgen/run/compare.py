@@ -1,5 +1,6 @@
 """A picture to judge a prediction by: source, prediction, truth and their difference, side by side."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from medgen.case import Result
 from medgen.errors import GeometryError
 from medgen.metrics.synthesis import RANGE_PERCENTILE, foreground_mask, match_affine
 from medgen.write.atomic import atomic_write
+from medgen.write.preview import to_lpi
 
 Volume = npt.NDArray[np.float32]
 Slice = npt.NDArray[np.uint8]
@@ -39,16 +41,18 @@ def write_comparison(result: Result, truth: Volume, path: Path) -> None:
     scale, offset = match_affine(result.image[mask], truth[mask])
     top = float(np.percentile(truth[mask], RANGE_PERCENTILE))
     matched = (scale * result.image + offset) / top
-    volumes = {
-        "source": _grey(result.source / np.percentile(result.source[mask], RANGE_PERCENTILE)),
-        result.kind.description: _grey(matched),
-        "truth": _grey(truth / top),
-        f"difference, +-{_DIFFERENCE_SHARE:.0%} of range": _difference((matched - truth / top) * mask),
+    source = result.source / np.percentile(result.source[mask], RANGE_PERCENTILE)
+    difference = (matched - truth / top) * mask
+    pictures = {
+        "source": _grey(to_lpi(source, result.grid)[0]),
+        result.kind.description: _grey(to_lpi(matched, result.grid)[0]),
+        "truth": _grey(to_lpi(truth / top, result.grid)[0]),
+        f"difference, +-{_DIFFERENCE_SHARE:.0%} of range": _difference(to_lpi(difference, result.grid)[0]),
     }
-    centre = [round(float(np.mean(places))) for places in np.nonzero(mask)]
-    spacing, codes = result.grid.spacing_mm, result.grid.codes
-    axes = sorted(range(3), key=lambda axis: (-round(spacing[axis], 1), -_rank(codes[axis])))[:2]
-    rows = [_row(volumes, axis, centre[axis], result) for axis in axes]
+    turned, spacing = to_lpi(mask, result.grid)
+    centre = [round(float(np.mean(places))) for places in np.nonzero(turned)]
+    axes = sorted(range(3), key=lambda axis: (-round(spacing[axis], 1), -axis))[:2]
+    rows = [_row(pictures, axis, centre[axis], spacing) for axis in axes]
     width = max(row.width for row in rows)
     page = Image.new("RGB", (width, sum(row.height for row in rows)))
     for index, row in enumerate(rows):
@@ -57,33 +61,19 @@ def write_comparison(result: Result, truth: Volume, path: Path) -> None:
         page.save(part, format="PNG")
 
 
-def _row(volumes: dict[str, Slice], axis: int, index: int, result: Result) -> Image.Image:
-    tiles = [_tile(np.take(volume, index, axis=axis), axis, result) for volume in volumes.values()]
-    width, height = tiles[0].size
-    row = Image.new("RGB", (width * len(tiles), height + _CAPTION))
+def _row(pictures: dict[str, Slice], axis: int, index: int, spacing: Sequence[float]) -> Image.Image:
+    """The same plane of every picture, in true proportions."""
+    across, down = (other for other in range(3) if other != axis)
+    plane = next(iter(pictures.values())).shape
+    size_mm = np.array([plane[across] * spacing[across], plane[down] * spacing[down]])
+    width, height = (int(side) for side in np.maximum(1, np.round(size_mm / size_mm.max() * _TILE)))
+    row = Image.new("RGB", (width * len(pictures), height + _CAPTION))
     draw = ImageDraw.Draw(row)
-    for number, (title, tile) in enumerate(zip(volumes, tiles, strict=True)):
-        row.paste(tile, (number * width, _CAPTION))
+    for number, (title, picture) in enumerate(pictures.items()):
+        tile = np.ascontiguousarray(np.take(picture, index, axis=axis).swapaxes(0, 1))
+        row.paste(Image.fromarray(tile).resize((width, height)), (number * width, _CAPTION))
         draw.text((number * width + 4, 3), title, fill=(255, 255, 255))
     return row
-
-
-def _tile(plane: Slice, axis: int, result: Result) -> Image.Image:
-    """Turns a plane so that head or face is up, and the patient's right or face on the left; in true proportions."""
-    across, up = (other for other in range(3) if other != axis)
-    codes = result.grid.codes
-    if _rank(codes[across]) > _rank(codes[up]):
-        across, up, plane = up, across, plane.swapaxes(0, 1)
-    plane = plane[::-1] if codes[across] in "RA" else plane
-    plane = plane[:, ::-1] if codes[up] in "AS" else plane
-    spacing = result.grid.spacing_mm
-    size = np.array([plane.shape[0] * spacing[across], plane.shape[1] * spacing[up]])
-    width, height = np.maximum(1, np.round(size / size.max() * _TILE)).astype(int)
-    return Image.fromarray(np.ascontiguousarray(plane.swapaxes(0, 1))).resize((int(width), int(height)))
-
-
-def _rank(code: str) -> int:
-    return {"L": 0, "R": 0, "P": 1, "A": 1, "I": 2, "S": 2}[code]
 
 
 def _grey(unit: Volume) -> Slice:

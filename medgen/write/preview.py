@@ -1,6 +1,7 @@
 """A picture of a result beside its input, to see at a glance whether it went wrong."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -40,8 +41,8 @@ def write_preview(result: Result, path: Path) -> None:
     Raises:
         OutputError: the file cannot be written.
     """
-    source, spacing = _to_lpi(result.source, result.grid)
-    image, _ = _to_lpi(result.image, result.grid)
+    source, spacing = to_lpi(result.source, result.grid)
+    image, _ = to_lpi(result.image, result.grid)
     window = _window(source, "")
     centre = _middle(source, window)
     rows = [
@@ -56,8 +57,16 @@ def write_preview(result: Result, path: Path) -> None:
         page.save(part, format="PNG")
 
 
-def _to_lpi(volume: Volume, grid: Grid) -> tuple[Volume, tuple[float, ...]]:
-    """A view of the volume whose axes run to the left, back and feet, and the spacing of those axes `[mm]`."""
+def to_lpi(volume: npt.NDArray[Any], grid: Grid) -> tuple[npt.NDArray[Any], tuple[float, ...]]:
+    """Returns a view of the volume whose axes run to the left, back and feet, as pictures are looked at.
+
+    Args:
+        volume: `(X, Y, Z)`.
+        grid: it lies on.
+
+    Returns:
+        the view, and the spacing of its axes `[mm]`.
+    """
     codes = orientation_codes(grid.affine)
     order = [next(axis for axis, code in enumerate(codes) if code in pair) for pair in ("LR", "PA", "IS")]
     turned = volume.transpose(order)

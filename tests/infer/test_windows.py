@@ -14,7 +14,8 @@ from torch import nn
 
 from medgen.errors import BundleError, DeviceError, IntensityError
 from medgen.infer.memory import Load, batch_that_fits, fits, is_out_of_memory
-from medgen.infer.windows import WindowInferer
+from medgen.infer.mosaic import cut_windows
+from medgen.infer.windows import WindowInferer, fitting_side
 
 
 def _volume(*shape: int) -> torch.Tensor:
@@ -70,13 +71,15 @@ def test_agrees_with_monai(
     size=st.tuples(*[st.integers(1, 25)] * 3),
     roi=st.tuples(*[st.integers(2, 12)] * 3),
     overlap=st.floats(0, 0.8),
+    adapt=st.booleans(),
     batch=st.integers(1, 5),
 )
 def test_the_identity_stays_the_identity(
-    size: tuple[int, ...], roi: tuple[int, ...], overlap: float | tuple[float, ...], batch: int
+    size: tuple[int, ...], roi: tuple[int, ...], overlap: float | tuple[float, ...], adapt: bool, batch: int
 ) -> None:
     volume = _volume(1, 1, *size)
-    got = WindowInferer(roi, overlap, sw_batch_size=batch)(volume, nn.Identity())
+    inferer = WindowInferer(roi, overlap, sw_batch_size=batch, roi_multiple=4, adapt=adapt)
+    got = inferer(volume, nn.Identity())
     torch.testing.assert_close(got, volume, rtol=1e-5, atol=1e-6)
 
 
@@ -110,6 +113,40 @@ def test_weights_are_made_once_for_a_cohort() -> None:
     for _ in range(2):
         inferer(_volume(1, 1, 12, 8, 8), nn.Identity())
     assert len(inferer._weights) == 1
+
+
+def test_weights_of_windows_that_change_with_the_image_do_not_pile_up() -> None:
+    inferer = WindowInferer(64, adapt=True, roi_multiple=1)
+    for extent in range(4, 24):
+        inferer(_volume(1, 1, extent, 4, 4), nn.Identity())
+    assert len(inferer._weights) <= 4
+
+
+@given(
+    extent=st.integers(1, 700),
+    largest=st.integers(1, 12).map(lambda k: 16 * k),
+    overlap=st.sampled_from([0.0, 0.25, 0.5, 0.7]),
+)
+def test_adapted_windows_are_few_equal_and_cover_the_axis(extent: int, largest: int, overlap: float) -> None:
+    side = fitting_side(extent, largest, overlap, 16)
+    adapted = cut_windows((1, 1, max(extent, side)), (side,), (overlap,))
+    fixed = cut_windows((1, 1, max(extent, largest)), (largest,), (overlap,))
+    assert side <= largest
+    assert side % 16 == 0
+    assert len(adapted) <= len(fixed)
+    assert adapted[-1][2].stop == max(extent, side)
+    assert len(adapted) * side <= len(fixed) * largest
+
+
+def test_an_image_that_fits_one_adapted_window_is_computed_once_as_a_whole() -> None:
+    volume, network = _volume(1, 1, 30, 18, 25), _network()
+    seen: list[tuple[int, ...]] = []
+    network.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape)))
+    got = WindowInferer(64, 0.25, roi_multiple=16, adapt=True)(volume, network)
+    assert seen == [(1, 1, 32, 32, 32)]
+    padded = nn.functional.pad(volume, (3, 4, 7, 7, 1, 1))
+    with torch.no_grad():
+        torch.testing.assert_close(got, network(padded)[:, :, 1:31, 7:25, 3:28], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

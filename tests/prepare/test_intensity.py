@@ -71,9 +71,24 @@ def test_the_pair_brings_its_mask() -> None:
     }
     pair = NormalisePaird()(item)
     mask = pair["mask"][0].numpy() > 0
-    assert np.array_equal(mask, foreground(source) & (target > 0))
-    assert pair["target"][0].numpy()[source <= 0].max() == 0
+    assert mask[foreground(source) & (target > 0)].all()
+    assert not mask[target <= 0].any()
+    assert pair["target"][0].numpy()[(source <= 0) & ~mask].max() == 0
     assert torch.equal(pair["image"].affine, item["image"].affine)
+
+
+def test_fluid_that_is_black_on_the_source_is_still_learnt() -> None:
+    source, target = BRAIN.copy(), np.where(BRAIN > 0, 100.0, 0.0).astype(np.float32)
+    centre = tuple(slice(n // 2 - 2, n // 2 + 2) for n in source.shape)
+    source[centre], target[centre] = 0, 900
+    pair = NormalisePaird()(
+        {
+            key: MetaTensor(torch.from_numpy(v)[None], affine=GRID.affine)
+            for key, v in (("image", source), ("target", target))
+        }
+    )
+    assert (pair["mask"][0][centre] == 1).all()
+    assert (pair["target"][0][centre] == 1).all()
 
 
 def test_normalising_keeps_the_grid_and_the_history() -> None:
