@@ -220,36 +220,3 @@ class RandContrastd(RandomizableTransform, MapTransform):  # type: ignore[misc]
         generator = torch.Generator().manual_seed(int(self.R.randint(2**31 - 1)))
         real, imaginary = torch.randn((2, *volume.shape), generator=generator) * level
         return torch.hypot(volume + real, imaginary)
-
-
-class RandDarkFluidd(RandomizableTransform, MapTransform):  # type: ignore[misc]
-    """Another T1 preparation: fluid becomes darker, down to black as after an inversion pulse; solid tissue stays.
-
-    Where fluid is, the T2-weighted target tells. Without this, a network that has seen black only outside of the
-    brain and in bone makes large black ventricles dark.
-
-    Args:
-        key: T1-weighted image with white matter near 1.
-        fluid_key: T2-weighted image of the same grid with brain tissue near 0.3 and fluid near 1.
-        prob: how often.
-    """
-
-    def __init__(self, key: str = "image", fluid_key: str = "target", prob: float = 0.5) -> None:
-        MapTransform.__init__(self, key)
-        RandomizableTransform.__init__(self, prob)
-        self.key, self.fluid_key = key, fluid_key
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Darkens fluid by a random share, from a random level of the target on."""
-        self.randomize(None)
-        result = dict(data)
-        if self._do_transform:
-            share, level = float(self.R.uniform(0, 1)), float(self.R.uniform(0.4, 0.55))
-            result[self.key] = dark_fluid(result[self.key], result[self.fluid_key], share, level)
-        return result
-
-
-def dark_fluid(volume: Tensor, fluid: Tensor, share: float, level: float) -> Tensor:
-    """Takes `share` (0 to 1) off a volume where `fluid` is bright: nothing below `level`, all from `level` + 0.3 on."""
-    rise = ((fluid - level) / 0.3).clamp(0, 1)
-    return volume * (1 - share * rise * rise * (3 - 2 * rise))

@@ -7,10 +7,8 @@ from torch import Tensor
 
 from medgen.prepare.degrade import (
     RandContrastd,
-    RandDarkFluidd,
     RandThickSlicesd,
     RandWindowd,
-    dark_fluid,
     monotone_curve,
     sample,
     sampling_grid,
@@ -99,9 +97,8 @@ def test_a_window_larger_than_the_volume_is_filled_with_zeros() -> None:
         lambda: RandWindowd(["image", "target"], (12, 16, 8)),
         lambda: RandThickSlicesd(["image", "target"], prob=1.0),
         lambda: RandContrastd(["image", "target"], prob=1.0),
-        lambda: RandDarkFluidd(prob=1.0),
     ],
-    ids=["window", "thick", "contrast", "fluid"],
+    ids=["window", "thick", "contrast"],
 )
 def test_the_same_seed_does_the_same(make) -> None:  # noqa: ANN001
     def drawn(seed: int) -> Tensor:
@@ -128,23 +125,6 @@ def test_contrast_never_inverts_and_keeps_the_background() -> None:
         y = bend.set_random_state(seed)({"image": x})["image"]
         assert (y[x == 0] == 0).all()
         assert (y.flatten().diff() >= -1e-5).all()
-
-
-def test_dark_fluid_takes_its_share_off_fluid_alone() -> None:
-    source, fluid = torch.full((1, 4, 4, 4), 0.4), torch.full((1, 4, 4, 4), 0.3)
-    fluid[..., 2:] = 1.0
-    black = dark_fluid(source, fluid, share=1.0, level=0.5)
-    assert torch.equal(black[..., :2], source[..., :2])
-    assert (black[..., 2:] == 0).all()
-    torch.testing.assert_close(dark_fluid(source, fluid, share=0.25, level=0.5)[..., 2:], 0.75 * source[..., 2:])
-
-
-def test_dark_fluid_never_brightens_and_leaves_the_target_alone() -> None:
-    pair = {"image": volume(), "target": volume(1)}
-    for seed in range(5):
-        after = RandDarkFluidd(prob=1.0).set_random_state(seed)(pair)
-        assert (after["image"] <= pair["image"]).all()
-        assert after["target"] is pair["target"]
 
 
 def test_noise_of_level_zero_and_no_luck_changes_only_the_scale() -> None:
