@@ -4,7 +4,8 @@ MedgenError
 ├── InputError              one case cannot be used; the run goes on with the next
 │   ├── UnreadableError     the file is empty, truncated, of another format, or its codec is missing
 │   ├── GeometryError       the slices do not form the regular grid that they claim
-│   └── IntensityError      NaN, infinite or constant voxels
+│   ├── IntensityError      NaN, infinite or constant voxels
+│   └── TooLargeError       the volume would not fit in memory
 ├── OutputError             a result cannot be written (disk full, no permission, would not fit the type)
 ├── NoInputError            nothing to work on was found
 ├── ManifestError           a data manifest is not valid
@@ -37,6 +38,10 @@ class GeometryError(InputError):
 
 class IntensityError(InputError):
     """The voxels are NaN, infinite or all the same."""
+
+
+class TooLargeError(InputError):
+    """The volume would not fit in memory."""
 
 
 class OutputError(MedgenError):

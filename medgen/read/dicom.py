@@ -7,6 +7,7 @@ import numpy as np
 
 from medgen.errors import GeometryError, UnreadableError
 from medgen.read.lattice import build_lattice, irregularity
+from medgen.read.memory import require_memory
 from medgen.read.pixels import fill_real_values
 from medgen.read.planes import read_planes
 from medgen.read.regrid import resample
@@ -26,6 +27,7 @@ def read_dicom(files: Sequence[Path], *, volume: str = "", allow_irregular: bool
         UnreadableError: a file is broken, or its codec is missing.
         GeometryError: no regular grid, or several volumes and none chosen.
         IntensityError: voxels are NaN, infinite or constant.
+        TooLargeError: it would not fit in memory.
     """
     stacks = build_stacks(plane for file in files for plane in read_planes(file))
     usable = [s for s in stacks if not s.excluded and _is_part_of(s.key, volume)]
@@ -52,6 +54,7 @@ def read_stack(stack: Stack, *, allow_irregular: bool = False) -> Volume:
         InputError: as `read_dicom`.
     """
     grid = stack.grid(allow_irregular=allow_irregular)
+    require_memory(grid.shape, "series")
     planes = stack.planes
     lattice = build_lattice(planes)
     regrid = bool(irregularity(lattice))

@@ -14,6 +14,7 @@ from nibabel.spatialimages import HeaderDataError
 
 from medgen.errors import GeometryError, UnreadableError
 from medgen.geometry import Grid, shear_degrees
+from medgen.read.memory import require_memory
 from medgen.read.volume import SLAB, Volume, put_slab, require_usable
 
 NIFTI_EXTENSIONS = (".nii.gz", ".nii")
@@ -51,8 +52,10 @@ def read_nifti(file: Path, *, allow_irregular: bool = False) -> Volume:
         UnreadableError: empty, truncated, no NIfTI, not 3-D, complex or colour.
         GeometryError: no orientation stated (unless `allow_irregular`), or a singular affine.
         IntensityError: voxels are NaN, infinite or constant.
+        TooLargeError: it would not fit in memory.
     """
     header = check_header(file, allow_irregular=allow_irregular)
+    require_memory(header.grid.shape, file.name)
     try:
         image = _real_values(file, header)
     except _READ_ERRORS as error:

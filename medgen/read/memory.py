@@ -1,0 +1,66 @@
+"""Whether a volume fits: a system that runs out of memory kills the whole run, so one that is too large is refused."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+
+from medgen.errors import TooLargeError
+
+# From reading to writing, resampling and pictures included; `benchmarks/memory.py` measures it.
+PEAK_BYTES_PER_VOXEL = 36
+_CONTROL_GROUPS = Path("/sys/fs/cgroup")
+_OWN_GROUPS = Path("/proc/self/cgroup")
+_LIMITS = (  # of version 2 and version 1: folder, limit and use
+    ("", "memory.max", "memory.current"),
+    ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+)
+
+
+def require_memory(shape: Sequence[int], where: str) -> None:
+    """Refuses a volume that would not fit beside what memory holds now.
+
+    Args:
+        shape: of the volume.
+        where: file or series, for the message.
+
+    Raises:
+        TooLargeError: with what it needs and what is there.
+    """
+    need, free = math.prod(shape) * PEAK_BYTES_PER_VOXEL, available_bytes()
+    if need > free:
+        size = "x".join(map(str, shape))
+        raise TooLargeError(
+            f"{where}: expected {need / 1e9:.1f} GB for {size} voxels, {free / 1e9:.1f} GB are free; "
+            "run it where there is more memory, or resample it first"
+        )
+
+
+def available_bytes() -> int:
+    """Returns the memory that this process could still take: the machine's, or less where a job scheduler limits it."""
+    return min([int(psutil.virtual_memory().available), *_left_in_groups()])
+
+
+def _left_in_groups() -> list[int]:
+    """What the control groups leave, from this process's own up to the root."""
+    try:
+        lines = _OWN_GROUPS.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    left = []
+    for kind, limit, use in _LIMITS:
+        own = next((line.split(":", 2)[2] for line in lines if line.split(":", 2)[1] == kind), None)
+        folder = _CONTROL_GROUPS / kind / (own or "/").lstrip("/")
+        for group in [folder, *folder.parents] if own is not None else []:
+            left += _left(group / limit, group / use)
+            if group == _CONTROL_GROUPS:
+                break
+    return left
+
+
+def _left(limit: Path, use: Path) -> list[int]:
+    try:
+        return [max(0, int(limit.read_text(encoding="ascii")) - int(use.read_text(encoding="ascii")))]
+    except (OSError, ValueError):  # no such group, or its limit is "max"
+        return []
