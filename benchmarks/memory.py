@@ -31,7 +31,7 @@ def _write_head(side: int, file: Path) -> None:
 
 def _peak_bytes(file: Path, output: Path) -> int:
     """The largest resident memory of any child so far: right for volumes that grow."""
-    command = [sys.executable, "-m", "medgen.cli", "run", "brain_t1_to_t2", "-i", str(file), "-o", str(output)]
+    command = [sys.executable, "-m", "medgen", "run", "brain_t1_to_t2", "-i", str(file), "-o", str(output)]
     subprocess.run(command, check=True, capture_output=True)  # noqa: S603 - our own command
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
 

@@ -1,4 +1,4 @@
-"""Fluid that few patients show: blacker on T1 than theirs, or in places where theirs is not; both images of a pair change.
+"""Fluid that a few patients do not show: blacker on T1 than theirs, or in other places; both images of a pair agree.
 
 Volumes are channel-first `(1, X, Y, Z)`. Draws come from `self.R`, so `set_random_state` makes them repeatable.
 """

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -196,6 +197,11 @@ def test_list_names_every_bundle_with_its_weights_and_its_number() -> None:
 
 def test_the_version_is_that_of_the_package() -> None:
     assert medgen("--version").stdout.strip() == version("medgen")
+
+
+def test_the_package_runs_as_a_module() -> None:
+    told = subprocess.run([sys.executable, "-m", "medgen", "--version"], capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == version("medgen")
 
 
 @pytest.mark.parametrize("part", ["0/2", "3/2", "1", "x/y"])
