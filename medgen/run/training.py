@@ -28,7 +28,11 @@ _MANIFEST_PLACES = (Path(__file__).parents[2] / "data_manifests", Path(__file__)
 
 
 def training_items(
-    groups: Sequence[Mapping[str, Any]], dataset_dir: str, manifest_dir: str | None = None, split: str = "train"
+    groups: Sequence[Mapping[str, Any]],
+    dataset_dir: str,
+    manifest_dir: str | None = None,
+    split: str = "train",
+    exclude: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """Joins groups of pairs to one list, in which every item knows its weight and whether it is to be stripped.
 
@@ -39,6 +43,7 @@ def training_items(
         dataset_dir: the folder that the manifests' paths are relative to.
         manifest_dir: where the manifests are; by default, those that come with medgen.
         split: of the manifests.
+        exclude: patients to leave out, so that a model can be tried on them.
 
     Returns:
         items with `image`, `target`, `patient`, `weight` and `strip`; none where `dataset_dir` is missing or empty,
@@ -54,7 +59,7 @@ def training_items(
     for group in groups:
         added = {"weight": float(group.get("weight", 1.0)), "strip": bool(group.get("strip", False))}
         pairs = datalist_from_manifest(folder / group["manifest"], split, Path(dataset_dir))
-        items += [{**pair, **added} for pair in pairs]
+        items += [{**pair, **added} for pair in pairs if pair["patient"] not in exclude]
     return items
 
 

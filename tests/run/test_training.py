@@ -47,6 +47,13 @@ def test_groups_are_joined_with_their_weights(tmp_path: Path) -> None:
     assert items[0]["image"] == str(tmp_path / "p1.nii.gz")
 
 
+def test_a_patient_left_out_is_in_no_group(tmp_path: Path) -> None:
+    write_manifest(tmp_path, "one", ["p1", "p2"])
+    groups = [{"manifest": "one.json"}, {"manifest": "one.json", "strip": True}]
+    items = training_items(groups, str(tmp_path), str(tmp_path), exclude=["p1"])
+    assert [i["patient"] for i in items] == ["p2", "p2"]
+
+
 @pytest.mark.parametrize("made", [True, False])
 def test_a_folder_that_is_missing_or_empty_gives_no_items(tmp_path: Path, made: bool) -> None:
     folder = tmp_path / "data"
