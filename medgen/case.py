@@ -61,7 +61,7 @@ class OutputKind:
         suffix: BIDS suffix of the result, such as `"T2w"`, `"CT"`.
         modality: DICOM modality of the result, `"MR"` or `"CT"`.
         description: one line for a series description and a caption, such as `"Synthetic T2-weighted"`.
-        unit: `"HU"` or `"arbitrary"`.
+        unit: `"HU"`, `"label"` or `"arbitrary"`.
     """
 
     suffix: str

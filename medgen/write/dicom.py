@@ -63,6 +63,7 @@ def write_dicom_series(result: Result, folder: Path) -> None:
 
     CT is stored in unsigned 12 or 16 bits with slope 1 and intercept -1024 (lower only if there are lower values). MR
     has no rescale: values are rounded, or if they span too little multiplied first, as DerivationDescription says.
+    Labels are stored as they are, and are not called Hounsfield units.
 
     Args:
         result: of modality MR or CT.
@@ -79,7 +80,7 @@ def write_dicom_series(result: Result, folder: Path) -> None:
     references = references_of(identity.planes, planes)
     numbers = instance_numbers(references)
     series = _series(result, identity, storage)
-    _window(series, image, storage)
+    _window(series, image, storage, result.kind.unit)
     with atomic_folder(folder) as part:
         for index, number in enumerate(numbers):
             _slice(series, identity, references[index], number)
@@ -100,6 +101,8 @@ def _planes(grid: Grid) -> Planes:
 
 
 def _storage(extent: Extent, result: Result) -> Storage:
+    if result.kind.unit == "label" and result.kind.modality in {"CT", "MR"} and extent.fits(np.uint16):
+        return Storage(1.0, 0, 12 if extent.high <= _TWELVE_BITS else 16, signed=False)
     if result.kind.modality == "CT":
         intercept = min(AIR_HU, int(np.floor(extent.low)))
         highest = round(extent.high) - intercept
@@ -143,7 +146,7 @@ def _series(result: Result, identity: Identity, storage: Storage) -> Dataset:
     series.PhotometricInterpretation = "MONOCHROME2"
     series.BitsAllocated, series.BitsStored, series.HighBit = 16, storage.bits, storage.bits - 1
     series.PixelRepresentation = int(storage.signed)
-    _modality_module(series, storage)
+    _modality_module(series, storage, kind.unit)
     # Says that what was copied is already encoded as the file will be, so that pydicom writes its bytes unchanged.
     series.set_original_encoding(is_implicit_vr=False, is_little_endian=True, character_encoding=_encodings(series))
     series.file_meta = FileMetaDataset()
@@ -157,11 +160,12 @@ def _encodings(series: Dataset) -> str | MutableSequence[str]:
     return convert_encodings(stated) if stated else default_encoding
 
 
-def _modality_module(series: Dataset, storage: Storage) -> None:
+def _modality_module(series: Dataset, storage: Storage, unit: str) -> None:
     """The CT or MR Image Module (PS3.3 C.8.2.1, C.8.3.1) of an image that was not scanned: empty where allowed."""
     if series.Modality == "CT":
         series.ImageType = ["DERIVED", "SECONDARY", "AXIAL"]
-        series.RescaleIntercept, series.RescaleSlope, series.RescaleType = storage.intercept, 1, "HU"
+        series.RescaleIntercept, series.RescaleSlope = storage.intercept, 1
+        series.RescaleType = "US" if unit == "label" else "HU"  # US: unspecified
         empty = ["KVP", "AcquisitionNumber"]
     else:
         series.ImageType = ["DERIVED", "SECONDARY", "OTHER"]
@@ -201,11 +205,14 @@ def _place(series: Dataset, planes: Planes, index: int, references: tuple[Refere
     series.SpacingBetweenSlices = format_number_as_ds(planes.spacing_mm)
 
 
-def _window(series: Dataset, image: npt.NDArray[np.float32], storage: Storage) -> None:
-    """Sizes, and how to show the values: soft tissue for CT, else from the percentiles of what is not background."""
+def _window(series: Dataset, image: npt.NDArray[np.float32], storage: Storage, unit: str) -> None:
+    """Sizes, and how to show the values: soft tissue for CT numbers, all labels, else percentiles of the foreground."""
     series.Columns, series.Rows = image.shape[:2]
     centre, width = _SOFT_TISSUE_HU
-    if series.Modality != "CT":
+    if unit == "label":
+        highest = max(float(image.max()), 1.0)
+        centre, width = highest / 2, highest
+    elif series.Modality != "CT":
         step = max(1, round((image.size / _WINDOW_SAMPLES) ** (1 / 3)))
         sample = image[::step, ::step, ::step]
         low, high = np.percentile(sample[sample != 0] if sample.any() else sample, _WINDOW_PERCENTILES) * storage.scale

@@ -31,8 +31,8 @@ def write_nifti(result: Result, path: Path, *, keep_float: bool = False) -> None
     """Writes a result to `path` (`.nii` or `.nii.gz`), whole or not at all; the same result gives the same bytes.
 
     Beside a NIfTI input the header states the grid exactly as the input's does: shape, sform, qform, their codes,
-    units. Voxels are rounded to int16 where that loses nothing: CT numbers always, other values where they span at
-    least `rounding.FEWEST_STEPS` and fit. Everything else stays float32.
+    units. Voxels are rounded to int16 where that loses nothing: CT numbers and labels always, other values where they
+    span at least `rounding.FEWEST_STEPS` and fit. Everything else stays float32.
 
     Args:
         result: what to write.
@@ -56,7 +56,7 @@ def write_nifti(result: Result, path: Path, *, keep_float: bool = False) -> None
 
 def _stored(result: Result, *, keep_float: bool) -> npt.NDArray[np.generic]:
     extent = extent_of(result.image)
-    whole = result.kind.unit == "HU" or extent.rounds_well
+    whole = result.kind.unit in {"HU", "label"} or extent.rounds_well
     if whole and extent.fits(np.int16) and not keep_float:
         return rounded(result.image, np.int16)
     return np.asarray(result.image, dtype=np.float32)

@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -19,7 +20,7 @@ from medgen.read.discover import find_cases
 from medgen.read.reader import read_image
 from medgen.simulate.sample import head_grid, sagittal
 from medgen.write.dicom import write_dicom_series
-from write.conftest import CT, MADE_BY, T2, Make, nifti_case, result_of
+from write.conftest import CT, LABELS, MADE_BY, T2, Make, nifti_case, result_of
 
 # The release of dicom3tools in Debian 12 is older than this attribute (2023), and calls it unknown.
 NEWER_THAN_DCIODVFY = "(0008,001c)"
@@ -195,6 +196,21 @@ def test_ct_numbers_survive_whatever_their_range(
     assert (series[0].BitsStored, series[0].RescaleIntercept) == (bits, intercept)
     values = np.concatenate([ds.pixel_array.ravel() + float(ds.RescaleIntercept) for ds in series])
     assert (values.min(), values.max()) == (low, high)
+
+
+@pytest.mark.parametrize("modality", ["CT", "MR"])
+def test_labels_are_stored_as_they_are_and_are_no_hounsfield_units(
+    tmp_path: Path, from_dicom: Make, modality: str
+) -> None:
+    result = from_dicom(replace(LABELS, modality=modality))
+    labels = np.arange(result.image.size).reshape(result.image.shape) % 4
+    series = written(result_of(result.case, result.grid, result.kind, image=labels), tmp_path / "out")
+    assert sorted(np.unique([ds.pixel_array for ds in series])) == [0, 1, 2, 3]
+    assert series[0].get("RescaleIntercept", 0) == 0
+    assert series[0].get("RescaleType", "US") == "US"
+    assert (series[0].WindowCenter, series[0].WindowWidth) == (1.5, 3)
+    (case,) = find_cases(tmp_path / "out", salt=b"")
+    np.testing.assert_array_equal(read_image(case)[0].numpy(), labels)
 
 
 def test_negative_mr_is_stored_signed(tmp_path: Path, from_dicom: Make) -> None:

@@ -14,7 +14,7 @@ from medgen.errors import OutputError
 from medgen.geometry import Grid
 from medgen.simulate.sample import head_grid
 from medgen.write.nifti import write_nifti
-from write.conftest import CT, T2, Edit, Make, nifti_case, result_of
+from write.conftest import CT, LABELS, T2, Edit, Make, nifti_case, result_of
 
 GEOMETRY = ("dim", "pixdim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "qoffset_x", "srow_x", "srow_z")
 
@@ -127,6 +127,7 @@ def test_values_are_rounded_when_whole_numbers_are_fine_enough(tmp_path: Path, f
         (T2, -2000.0, 2000.0, np.int16),
         (CT, 0.0, 80.0, np.int16),  # whole CT numbers, however few
         (CT, -1024.0, 40_000.0, np.float32),
+        (LABELS, 0.0, 3.0, np.int16),
     ],
 )
 def test_the_type_loses_nothing(
