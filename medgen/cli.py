@@ -272,6 +272,8 @@ def main() -> None:
     # pydicom's warnings quote values from headers, and a header holds names.
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", module="pydicom")
+    # What MONAI warns of lies in a bundle's config, which who runs it has not written; geometry and values are checked.
+    warnings.filterwarnings("ignore", module=r"monai\.")
     app()
 
 

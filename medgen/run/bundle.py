@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import monai
 import torch
 from monai.bundle import ConfigParser
-from monai.transforms import Compose, LoadImaged, SaveImage, SaveImaged
+from monai.transforms import AsDiscreted, Compose, Invertd, LoadImaged, SaveImage, SaveImaged
 from torch import nn
 
 from medgen.case import OutputKind
@@ -22,9 +23,10 @@ from medgen.run.catalog import BundleFolder, find_bundle
 from medgen.run.device import pick_device
 from medgen.run.metadata import Metadata, read_metadata
 from medgen.run.trust_code import CONFIG_SUFFIXES, list_code, load_config
-from medgen.run.weights import check_weights, find_weights, load_weights
+from medgen.run.weights import check_weights, find_weights, load_weights, weights_problem
 
 REQUIRED_IDS = ("preprocessing", "network_def", "inferer", "postprocessing")
+NEAREST_LABELS_FLAG = "nearest-labels"
 # What of an inferer changes the result, and so belongs to a case's provenance, where the inferer has it.
 _SETTINGS_OF_INFERER = ("roi_size", "overlap", "mode", "precision", "padding", "padding_mode", "sigma_scale")
 _code_folder: list[str] = []  # the one bundle folder with `scripts/` that is on sys.path now
@@ -48,6 +50,7 @@ class OpenBundle:
         settings: whatever changes the output besides weights and input; JSON types.
         amp: its evaluator asks for autocast on CUDA, which holds where the inferer does not see to precision itself.
         input_check: called with the image as read; returns what it noticed under `.flags`; None where none is declared.
+        flags: of every result.
     """
 
     name: str
@@ -63,6 +66,7 @@ class OpenBundle:
     settings: Mapping[str, Any] = field(default_factory=dict)
     amp: bool = False
     input_check: Callable[[Any], Any] | None = None
+    flags: tuple[str, ...] = ()
 
     @property
     def version(self) -> str:
@@ -97,7 +101,7 @@ def open_bundle(
     """
     entry = find_bundle(name_or_path)
     metadata = read_metadata(entry.folder)
-    config, weights = _complete_files(entry, metadata)
+    config = _complete_config(entry, metadata)
     if not (entry.own or trust):
         raise UntrustedError(
             f"the bundle {entry.name} did not come with medgen, and running it runs its code; "
@@ -105,12 +109,15 @@ def open_bundle(
             list_code(entry.folder, config),
         )
     chosen = pick_device(device)
-    sha256 = check_weights(entry.folder, weights, metadata.weights_sha256(), required=entry.own)
     parser = _parser(entry, config, chosen)
+    weights = find_weights(entry.folder, _load_path(parser, entry))
+    sha256 = check_weights(entry.folder, weights, metadata.weights_sha256(), required=entry.own)
     parts = {name: _part(parser, name, entry) for name in REQUIRED_IDS}
     _check_parts(parts, entry)
     inferer = _with_precision(parts["inferer"], precision)
     preprocessing = parts["preprocessing"].flatten()
+    postprocessing = _without_saving(parts["postprocessing"])
+    mended = metadata.output_kind().unit == "label" and _keep_labels_whole(postprocessing)
     return OpenBundle(
         name=entry.name,
         own=entry.own,
@@ -119,46 +126,45 @@ def open_bundle(
         network=load_weights(parts["network_def"], weights).to(chosen).eval(),
         inferer=inferer,
         preprocessing=preprocessing,
-        postprocessing=_without_saving(parts["postprocessing"]),
+        postprocessing=postprocessing,
         image_key=preprocessing.transforms[0].keys[0],
         weights_sha256=sha256,
         settings={"config_sha256": file_sha256(config), **_settings(inferer)},
         amp="evaluator::amp" in parser and bool(_part(parser, "evaluator::amp", entry)),
         input_check=_part(parser, "input_check", entry) if "input_check" in parser else None,
+        flags=(NEAREST_LABELS_FLAG,) if mended else (),
     )
 
 
-def _complete_files(entry: BundleFolder, metadata: Metadata) -> tuple[Path, Path]:
-    """Returns the inference config and the weights once nothing that a run needs is missing; runs no code of either.
+def _complete_config(entry: BundleFolder, metadata: Metadata) -> Path:
+    """Returns the inference config once nothing that a run needs is missing; runs no code of it.
 
     Raises:
         BundleError: names all that is missing.
     """
     paths = [entry.folder / "configs" / f"inference{suffix}" for suffix in CONFIG_SUFFIXES]
     config = next((path for path in paths if path.is_file()), None)
+    ids = load_config(config) if config else {}
     if config is None:
         missing = ["configs/inference.json, .yaml or .yml"]
     else:
-        ids = load_config(config)
         missing = [f"{name} in configs/{config.name}" for name in REQUIRED_IDS if name not in ids]
-    missing += metadata.input_problems()
-    weights = find_weights(entry.folder)
-    if weights is None:
-        hint = ""
-        if list(entry.folder.glob("large_files.*")):
-            hint = " (python -m monai.bundle download_large_files --bundle_path … fetches them)"
-        missing.append(f"weights at models/model.pt or models/model.ts{hint}")
-    if missing or config is None or weights is None:
+    missing += metadata.data_problems(by_slice=_names(ids.get("inferer"), "SliceInferer"))
+    if no_weights := weights_problem(entry.folder):
+        missing.append(no_weights)
+    if missing or config is None:
         raise BundleError(f"the bundle {entry.name} cannot be run on images; it lacks: {'; '.join(missing)}")
-    return config, weights
+    return config
 
 
 def _parser(entry: BundleFolder, config: Path, device: torch.device) -> ConfigParser:
     """Returns the config with root, device and output folder set for this run, and the bundle's own code importable."""
     _make_scripts_importable(entry.folder)
     parser = ConfigParser()
-    parser.read_config(config)
-    parser.read_meta(entry.folder / "configs" / "metadata.json")
+    with _without_notices():
+        parser.read_config(config)
+        parser.read_meta(entry.folder / "configs" / "metadata.json")
+    _forget_readers(parser.config)
     parser["bundle_root"] = str(entry.folder)
     parser["device"] = device
     # medgen writes the results itself; whatever else a transform insists on writing goes nowhere near the input.
@@ -183,7 +189,7 @@ def _make_scripts_importable(folder: Path) -> None:
 
 def _part(parser: ConfigParser, name: str, entry: BundleFolder) -> Any:  # noqa: ANN401 - a config holds anything
     try:
-        with _without_codec_notice():
+        with _without_notices():
             return parser.get_parsed_content(name)
     except MedgenError:
         raise
@@ -191,19 +197,62 @@ def _part(parser: ConfigParser, name: str, entry: BundleFolder) -> Any:  # noqa:
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        reason = f"{type(cause).__name__}: {' '.join(str(cause).split())[:200]}"
+        reason = f"{type(cause).__name__}: {' '.join(str(cause).split())[:200]}{_asked_for(parser, cause)}"
         raise BundleError(f"{name} of the bundle {entry.name} cannot be built: {reason}") from error
 
 
+def _asked_for(parser: ConfigParser, cause: BaseException) -> str:
+    """Says what the metadata wants installed, as far as that may be what is missing here; "" where nothing is known."""
+    described = parser.get("_meta_") or {}
+    said = ""
+    made_for = described.get("monai_version")
+    if made_for and made_for != monai.__version__:
+        said += f"; it was made for MONAI {made_for}, this is {monai.__version__}"
+    if isinstance(cause, ImportError) or "No module named" in str(cause):
+        keys = ("optional_packages_version", "required_packages_version")
+        asked = {name: version for key in keys for name, version in described.get(key, {}).items()}
+        said += f"; it asks for {', '.join(f'{name} {version}' for name, version in asked.items())}" if asked else ""
+    return said
+
+
+def _names(part: object, class_name: str) -> bool:
+    """Says whether a part of a config, as read, is to become an object of this class, with or without its module."""
+    return isinstance(part, dict) and str(part.get("_target_", "")).rpartition(".")[2] == class_name
+
+
+def _forget_readers(config: Any) -> None:  # noqa: ANN401 - JSON
+    """Takes from every `LoadImaged` the reader that it names: volumes come from memory, and ITK need not be there."""
+    if _names(config, "LoadImaged"):
+        config.pop("reader", None)
+    for part in config.values() if isinstance(config, dict) else config if isinstance(config, list) else ():
+        _forget_readers(part)
+
+
+def _load_path(parser: ConfigParser, entry: BundleFolder) -> str:
+    """Returns where the config's own `CheckpointLoader` finds the weights, "" where there is none."""
+    for name, part in parser.get().items():
+        numbered = {f"{name}::{index}": item for index, item in enumerate(part)} if isinstance(part, list) else {}
+        for item_id, item in (numbered or {name: part}).items():
+            if _names(item, "CheckpointLoader") and "load_path" in item:
+                return str(_part(parser, f"{item_id}::load_path", entry))
+    return ""
+
+
 @contextmanager
-def _without_codec_notice() -> Iterator[None]:
-    """Keeps MONAI from telling, for every `LoadImaged`, that an optional DICOM codec is absent: medgen reads itself."""
+def _without_notices() -> Iterator[None]:
+    """Keeps from the user what only the bundle's author can change, or nobody.
+
+    MONAI tells for every `LoadImaged` that an optional DICOM codec is absent, while medgen reads by itself; and it
+    tells of names and defaults that have become old.
+    """
     logger = logging.getLogger("monai.data.nvimgcodec_pydicom_plugin")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader", category=UserWarning)
+            warnings.filterwarnings("ignore", message="Detected deprecated name", category=UserWarning)
+            warnings.filterwarnings("ignore", module=r"monai\.", category=FutureWarning)
             yield
     finally:
         logger.setLevel(level)
@@ -233,6 +282,20 @@ def _without_saving(postprocessing: Compose) -> Compose:
     flat = postprocessing.flatten()
     flat.transforms = tuple(t for t in flat.transforms if not isinstance(t, SaveImaged | SaveImage))
     return flat
+
+
+def _keep_labels_whole(postprocessing: Compose) -> bool:
+    """Lets labels go back to the input's grid unblended; says whether that is another way than the bundle's own.
+
+    Between the labels 0 and 2, interpolation puts a rim of 1, which is another organ.
+    """
+    discrete, mended = False, False
+    for step in postprocessing.transforms:
+        discrete = discrete or isinstance(step, AsDiscreted)
+        if discrete and isinstance(step, Invertd) and not all(step.nearest_interp):
+            step.nearest_interp = (True,) * len(step.keys)
+            mended = True
+    return mended
 
 
 def _with_precision(inferer: Any, precision: str) -> Any:  # noqa: ANN401 - any callable

@@ -12,7 +12,9 @@ from medgen.errors import BundleError
 from medgen.provenance import file_sha256
 
 # Formats of the MONAI metadata schema that are not an image of the patient, although their type may say "image".
-_NOT_AN_IMAGE = {"latent", "noise", "points", "embedding"}
+_NOT_AN_IMAGE = {"latent", "noise", "points", "embedding", "dict", "classes"}
+_NOT_AN_OUTPUT = {"object", "probabilities", "tuples", "series", "points"}  # types; "label" is used beside "image"
+_LABELS = {"segmentation", "labels"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,8 +59,25 @@ class Metadata:
         """DICOM modality of the output: declared, else the input's, since most tasks stay within one."""
         return _dicom_modality(self.fields.get("modality_out"), self.output) or self.modality_in
 
-    def input_problems(self) -> list[str]:
-        """Says why the input is not one 3-D image of one channel, an item for each reason; empty when it is."""
+    @property
+    def input_channels(self) -> int | None:
+        """Channels that the network takes, which need not be those of a file: preprocessing can add some."""
+        declared = self.input.get("num_channels")
+        return declared if isinstance(declared, int) else None
+
+    def data_problems(self, *, by_slice: bool = False) -> list[str]:
+        """Says what keeps the bundle from making one image of one 3-D image, an item for each reason.
+
+        Args:
+            by_slice: the inferer takes a volume through a 2-D network.
+        """
+        problems = self._input_problems({2, 3} if by_slice else {3})
+        kind, form = str(self.output.get("type", "image")), str(self.output.get("format", ""))
+        if kind in _NOT_AN_OUTPUT or form in _NOT_AN_IMAGE:
+            problems.append(f"an image as output (it gives type {kind!r}, format {form!r})")
+        return problems
+
+    def _input_problems(self, axes: set[int]) -> list[str]:
         inputs = self._format("inputs")
         if not inputs:
             return ["network_data_format.inputs in configs/metadata.json"]
@@ -68,12 +87,15 @@ class Metadata:
         if kind != "image" or form in _NOT_AN_IMAGE:
             return [f"an image as input (it takes type {kind!r}, format {form!r})"]
         problems = []
-        channels = self.input.get("num_channels", 1)
-        if channels != 1:
-            problems.append(f"an image of 1 channel as input (it needs {channels} channels)")
-        axes = len(self.input.get("spatial_shape", (0, 0, 0)))
-        if axes != 3:
-            problems.append(f"a 3-D image as input (its spatial_shape has {axes} axes)")
+        # Several named channels are several images in one file. A number alone may count what preprocessing adds, such
+        # as the clicks of an interactive network: that shows once a case is prepared.
+        named = self.input.get("channel_def")
+        if isinstance(named, dict) and len(named) > 1:
+            names = ", ".join(map(str, named.values()))
+            problems.append(f"an image of 1 channel as input (it needs {len(named)} channels: {names})")
+        declared = len(self.input.get("spatial_shape", (0, 0, 0)))
+        if declared not in axes:
+            problems.append(f"a 3-D image as input (its spatial_shape has {declared} axes)")
         return problems
 
     def output_kind(self) -> OutputKind:
@@ -82,7 +104,7 @@ class Metadata:
         A label map gets BIDS' suffix `dseg` and the unit `"label"`; anything else is called after the bundle.
         """
         form = str(self.output.get("format", ""))
-        unit = {"hounsfield": "HU", "segmentation": "label"}.get(form, "arbitrary")
+        unit = "label" if form in _LABELS else "HU" if form == "hounsfield" else "arbitrary"
         words = re.findall(r"[A-Za-z0-9]+", self.bundle)
         guess = "dseg" if unit == "label" else "".join(word[:1].upper() + word[1:] for word in words)
         return OutputKind(

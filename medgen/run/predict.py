@@ -21,6 +21,7 @@ from medgen.errors import BundleError, DeviceError, GeometryError, IntensityErro
 from medgen.geometry import Grid
 from medgen.infer.windows import WindowInferer
 from medgen.run.bundle import OpenBundle
+from medgen.run.metadata import Metadata
 
 PRED = "pred"  # the key of MONAI's evaluators
 OWN_GRID_FLAG = "own-grid"
@@ -77,17 +78,19 @@ def prepare(bundle: OpenBundle, case: Case, image: MetaTensor, *, input_sha256: 
 
     Raises:
         InputError: the preprocessing cannot use this image.
+        BundleError: it does not make of it what the network takes.
     """
     started = time.perf_counter()
     if image.ndim != 4 or image.shape[0] != 1:
         raise GeometryError(f"expected one 3-D volume of one channel, got shape {tuple(image.shape)}")
-    flags = tuple(image.meta.get("medgen_flags", ()))
+    flags = (*image.meta.get("medgen_flags", ()), *bundle.flags)
     if bundle.input_check is not None:
         flags += tuple(bundle.input_check(image).flags)
     with _medgen_errors_as_they_were():
         load = bundle.preprocessing.transforms[0]
         item = load({bundle.image_key: case.files[0]}, reader=_FromMemory(image))
         item = bundle.preprocessing(item, start=1)
+    _require_channels(item[bundle.image_key], bundle.metadata)
     return Prepared(case, image, item, input_sha256, flags, {"prepare": time.perf_counter() - started})
 
 
@@ -132,7 +135,7 @@ def finish(bundle: OpenBundle, predicted: Predicted) -> Result:
 
     Raises:
         GeometryError: the result lies on neither grid; or not on the input's, for a bundle that came with medgen.
-        IntensityError: the result holds NaN or infinity.
+        IntensityError: the result holds NaN or infinity, or is a label map of other than whole numbers.
         OutputError: the result has several channels.
     """
     started = time.perf_counter()
@@ -143,6 +146,8 @@ def finish(bundle: OpenBundle, predicted: Predicted) -> Result:
     image = _voxels(pred, bundle)
     if not bool(np.isfinite(image).all()):
         raise IntensityError(f"expected finite voxels from {bundle.name}, got NaN or infinity; look for extremes in it")
+    if bundle.output.unit == "label":
+        _require_whole(image, bundle)
     grid, source = _grid_of(prepared.image), _array(prepared.image)
     flags = prepared.flags + predicted.flags
     difference = _grid_of(pred).differs_from(grid)
@@ -163,6 +168,26 @@ def finish(bundle: OpenBundle, predicted: Predicted) -> Result:
         flags=tuple(dict.fromkeys(flags)),
         seconds={**predicted.seconds, "finish": time.perf_counter() - started},
     )
+
+
+def _require_channels(image: torch.Tensor, metadata: Metadata) -> None:
+    """Refuses what the network would refuse in words that only its author understands."""
+    channels = metadata.input_channels
+    if image.ndim != 4 or channels not in {None, image.shape[0]}:
+        wanted = "channels" if channels is None else f"{channels} channel{'s' * (channels != 1)}"
+        raise BundleError(
+            f"expected {wanted} and 3 dimensions for the network of {metadata.bundle}, but its preprocessing makes "
+            f"shape {tuple(image.shape)} of one volume; medgen reads no file of several images"
+        )
+
+
+def _require_whole(image: npt.NDArray[np.float32], bundle: OpenBundle) -> None:
+    between = image[image != np.rint(image)]
+    if between.size:
+        raise IntensityError(
+            f"expected whole numbers in the label map of {bundle.name}, got {between.size} voxels such as "
+            f"{between[0]:.3g}; its postprocessing should end in AsDiscreted, or its metadata not say segmentation"
+        )
 
 
 class _FromMemory(ImageReader):  # type: ignore[misc]  # MONAI is untyped

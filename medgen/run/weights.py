@@ -10,14 +10,36 @@ from torch import nn
 from medgen.errors import BundleError
 from medgen.provenance import file_sha256
 
-_CHECKPOINT = "models/model.pt"
-_TORCHSCRIPT = "models/model.ts"
+_USUAL = ("models/model.pt", "models/model.ts")
 _NESTED_UNDER = ("model", "state_dict", "network")
 
 
-def find_weights(folder: Path) -> Path | None:
-    """Returns the bundle's checkpoint, else its TorchScript file, else None."""
-    return next((folder / name for name in (_CHECKPOINT, _TORCHSCRIPT) if (folder / name).is_file()), None)
+def weights_problem(folder: Path) -> str:
+    """Says that the bundle has no file of weights at all, and where to get it; "" when it has one."""
+    if any(path.suffix in {".pt", ".pth", ".ts"} for path in (folder / "models").glob("*")):
+        return ""
+    fetched = bool(list(folder.glob("large_files.*")))
+    hint = " (python -m monai.bundle download_large_files --bundle_path … fetches them)" if fetched else ""
+    return f"weights at models/model.pt or models/model.ts{hint}"
+
+
+def find_weights(folder: Path, load_path: str = "") -> Path:
+    """Returns the weights that a run loads.
+
+    Args:
+        folder: of the bundle.
+        load_path: where the config's own `CheckpointLoader` looks, absolute or relative to the folder; "" for the
+            usual places: models/model.pt, else models/model.ts.
+
+    Raises:
+        BundleError: there are none.
+    """
+    usual = not load_path or folder / load_path == folder / _USUAL[0]
+    places = _USUAL if usual else (load_path,)
+    found = next((folder / place for place in places if (folder / place).is_file()), None)
+    if found is None:
+        raise BundleError(f"expected weights of {folder.name} at {' or '.join(places)}, found none")
+    return found
 
 
 def check_weights(folder: Path, path: Path, named: Mapping[str, str], *, required: bool) -> str:
@@ -34,7 +56,7 @@ def check_weights(folder: Path, path: Path, named: Mapping[str, str], *, require
         BundleError: the sum is another, or is not named although required.
     """
     found = file_sha256(path)
-    where = path.relative_to(folder).as_posix()
+    where = path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
     if where not in named:
         if required:
             raise BundleError(f"expected weights_sha256 to name {where} in {folder.name}/configs/metadata.json")

@@ -9,6 +9,7 @@ import torch
 from zoo_like import METADATA, double_weights, write_bundle, zoo_config
 
 from medgen.errors import BundleError, DeviceError, UntrustedError
+from medgen.provenance import file_sha256
 from medgen.run.bundle import open_bundle
 from medgen.run.device import pick_device
 
@@ -83,6 +84,21 @@ def test_torchscript_is_taken_where_there_is_no_checkpoint(tmp_path: Path) -> No
         assert bundle.network(torch.ones(1, 1, 2, 2, 2)).unique().tolist() == [2.0]
 
 
+@pytest.mark.parametrize("loader", ["handlers", "checkpointloader"])
+def test_weights_are_those_that_the_configs_own_loader_names(tmp_path: Path, loader: str) -> None:
+    config = zoo_config() | {"file": "$'model_lowres.pt'"}
+    handler = config["handlers"].pop(0) | {"load_path": "$@bundle_root + '/models/' + @file"}
+    config |= {"handlers": [*config["handlers"], handler]} if loader == "handlers" else {loader: handler}
+    folder = write_bundle(tmp_path / "zoo", config)
+    torch.save({**double_weights(), "bias": torch.full((1,), 5.0)}, folder / "models" / "model_lowres.pt")
+    bundle = open_bundle(folder, trust=True, device="cpu")
+    assert bundle.network.bias.item() == 5.0
+    assert bundle.weights_sha256 == file_sha256(folder / "models" / "model_lowres.pt")
+    (folder / "models" / "model_lowres.pt").unlink()
+    with pytest.raises(BundleError, match=r"model_lowres\.pt, found none"):
+        open_bundle(folder, trust=True, device="cpu")
+
+
 def test_own_bundle_needs_no_trust_and_reads_yaml(shelf: Path) -> None:
     write_bundle(shelf / "own", own=True)
     bundle = open_bundle("own", device="cpu")
@@ -133,7 +149,7 @@ def test_all_that_is_missing_is_named_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"num_channels": 4}, "4 channels"),
+        ({"num_channels": 2, "channel_def": {"0": "T1", "1": "FLAIR"}}, "2 channels: T1, FLAIR"),
         ({"format": "latent"}, "latent"),
         ({"type": "points"}, "points"),
         ({"spatial_shape": [64, 64]}, "2 axes"),
@@ -144,6 +160,21 @@ def test_input_other_than_one_volume_is_refused(tmp_path: Path, changes: dict[st
     metadata["network_data_format"]["inputs"]["image"] |= changes
     with pytest.raises(BundleError, match=told):
         open_bundle(write_bundle(tmp_path / "zoo", metadata=metadata), trust=True, device="cpu")
+
+
+@pytest.mark.parametrize("changes", [{"type": "object", "format": "dict"}, {"format": "classes"}])
+def test_output_other_than_an_image_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+    metadata = deepcopy(METADATA)
+    metadata["network_data_format"]["outputs"]["pred"] |= changes
+    with pytest.raises(BundleError, match=f"an image as output.*{changes['format']}"):
+        open_bundle(write_bundle(tmp_path / "zoo", metadata=metadata), trust=True, device="cpu")
+
+
+def test_several_images_to_load_are_refused_by_name(tmp_path: Path) -> None:
+    config = zoo_config()
+    config["preprocessing"]["transforms"][0]["keys"] = ["artery", "vein"]
+    with pytest.raises(BundleError, match="loads artery, vein"):
+        open_bundle(write_bundle(tmp_path / "zoo", config), trust=True, device="cpu")
 
 
 def test_second_input_is_refused(tmp_path: Path) -> None:
@@ -162,6 +193,25 @@ def test_parts_of_the_wrong_kind_are_named_at_once(tmp_path: Path) -> None:
         assert part in str(refused.value)
 
 
+def test_reader_that_is_not_installed_is_not_missed(tmp_path: Path) -> None:
+    config = zoo_config()
+    load = config["preprocessing"]["transforms"].pop(0) | {"reader": "monai.data.NoSuchReader"}
+    config |= {"first": [load], "rest": config["preprocessing"]["transforms"]}
+    config["preprocessing"] = {"_target_": "Compose", "transforms": "$@first + @rest"}
+    assert open_bundle(write_bundle(tmp_path / "zoo", config), trust=True, device="cpu").image_key == "image"
+
+
+def test_missing_package_is_told_with_what_the_metadata_asks_for(tmp_path: Path) -> None:
+    config = zoo_config() | {"network_def": {"_target_": "scripts.net.Net"}}
+    asked = {"optional_packages_version": {"einops": "0.7.0"}, "monai_version": "1.0.1"}
+    folder = write_bundle(tmp_path / "zoo", config, {**deepcopy(METADATA), **asked})
+    (folder / "scripts").mkdir()
+    (folder / "scripts" / "net.py").write_text("import no_such_package")
+    told = r"No module named 'no_such_package'; it was made for MONAI 1\.0\.1, this is .*; it asks for .*einops 0\.7\.0"
+    with pytest.raises(BundleError, match=told):
+        open_bundle(folder, trust=True, device="cpu")
+
+
 def test_scripts_of_two_bundles_do_not_collide(tmp_path: Path) -> None:
     first = open_bundle(_scripted(tmp_path / "first", 3), trust=True, device="cpu")
     second = open_bundle(_scripted(tmp_path / "second", 5), trust=True, device="cpu")
@@ -177,9 +227,10 @@ def test_scripts_are_not_importable_without_trust(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-def test_label_maps_and_units_are_told_from_the_format(tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["segmentation", "labels"])
+def test_label_maps_and_units_are_told_from_the_format(tmp_path: Path, form: str) -> None:
     metadata = deepcopy(METADATA)
-    metadata["network_data_format"]["outputs"]["pred"]["format"] = "segmentation"
+    metadata["network_data_format"]["outputs"]["pred"]["format"] = form
     kind = open_bundle(write_bundle(tmp_path / "seg_net", metadata=metadata), trust=True, device="cpu").output
     assert (kind.suffix, kind.modality, kind.unit) == ("dseg", "MR", "label")
     metadata["network_data_format"]["outputs"]["pred"]["format"] = "hounsfield"

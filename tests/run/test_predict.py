@@ -30,7 +30,7 @@ from medgen.case import Result
 from medgen.errors import BundleError, GeometryError, IntensityError, OutputError
 from medgen.geometry import Grid
 from medgen.run import predict
-from medgen.run.bundle import OpenBundle, open_bundle
+from medgen.run.bundle import NEAREST_LABELS_FLAG, OpenBundle, open_bundle
 
 pytestmark = [
     # MONAI 1.6 announces that Orientationd's default `labels` will change; bundles of the model zoo do not name them.
@@ -151,6 +151,78 @@ def test_segmentation_of_two_channels_becomes_a_label_map(make: Callable[..., Op
     clear = np.abs(volume - 500) > 0.1
     np.testing.assert_array_equal(result.image[clear], (volume > 500)[clear])
     assert result.kind.unit == "label"
+
+
+def _labels_0_and_2() -> tuple[dict[str, Any], dict[str, torch.Tensor], dict[str, Any]]:
+    """Config, weights and metadata of a bundle that resamples, and says 2 where the image is bright, else 0."""
+    config = zoo_config() | {"network_def": {**zoo_config()["network_def"], "out_channels": 3}}
+    config["postprocessing"]["transforms"].insert(0, {"_target_": "AsDiscreted", "keys": "pred", "argmax": True})
+    weights = {"weight": torch.tensor([0.0, 0.0, 1.0]).reshape(3, 1, 1, 1, 1), "bias": torch.tensor([0.0, -9.0, -0.5])}
+    metadata = deepcopy(METADATA)
+    metadata["network_data_format"]["outputs"]["pred"] |= {"format": "labels", "num_channels": 3}
+    return config, weights, metadata
+
+
+def test_labels_that_the_bundle_would_blend_stay_the_labels_of_the_network(make: Callable[..., OpenBundle]) -> None:
+    config, weights, metadata = _labels_0_and_2()
+    bundle = make(config, weights=weights, metadata=metadata)
+    result = _run(bundle, smooth_volume(), oblique_affine())
+    assert np.unique(result.image).tolist() == [0, 2]
+    assert NEAREST_LABELS_FLAG in result.flags
+    assert result.grid.differs_from(Grid(result.image.shape, oblique_affine())) == ""
+
+
+def test_bundle_that_keeps_labels_whole_by_itself_is_left_alone(make: Callable[..., OpenBundle]) -> None:
+    config, weights, metadata = _labels_0_and_2()
+    config["postprocessing"]["transforms"][1]["nearest_interp"] = True
+    result = _run(make(config, weights=weights, metadata=metadata), smooth_volume(), oblique_affine())
+    assert np.unique(result.image).tolist() == [0, 2]
+    assert result.flags == ()
+
+
+def test_segmentation_that_is_no_label_map_ends_the_case(make: Callable[..., OpenBundle]) -> None:
+    metadata = deepcopy(METADATA)
+    metadata["network_data_format"]["outputs"]["pred"]["format"] = "segmentation"
+    with pytest.raises(IntensityError, match="whole numbers in the label map of zoo"):
+        _run(make(metadata=metadata), smooth_volume(), oblique_affine())
+
+
+def test_network_that_takes_more_channels_than_the_file_has_gets_what_preprocessing_adds(
+    make: Callable[..., OpenBundle],
+) -> None:
+    config = _plain_config() | {"network_def": {**zoo_config()["network_def"], "in_channels": 2}}
+    config["preprocessing"]["transforms"].append({"_target_": "RepeatChanneld", "keys": "image", "repeats": 2})
+    metadata = deepcopy(METADATA)
+    metadata["network_data_format"]["inputs"]["image"]["num_channels"] = 2
+    weights = {"weight": torch.ones(1, 2, 1, 1, 1), "bias": torch.zeros(1)}
+    volume = smooth_volume()
+    result = _run(make(config, weights=weights, metadata=metadata), volume, oblique_affine())
+    np.testing.assert_allclose(result.image, 2 * volume, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("channel_first", [True, False])
+def test_one_image_for_a_network_of_four_ends_the_case(make: Callable[..., OpenBundle], channel_first: bool) -> None:
+    config = _plain_config()
+    if not channel_first:
+        del config["preprocessing"]["transforms"][1:3]
+    metadata = deepcopy(METADATA)
+    metadata["network_data_format"]["inputs"]["image"]["num_channels"] = 4
+    shape = r"\(1, 34, 29, 17\)|\(1, 29, 34, 17\)" if channel_first else r"\(29, 34, 17\)"
+    with pytest.raises(BundleError, match=f"expected 4 channels and 3 dimensions.*{shape}"):
+        _run(make(config, metadata=metadata), smooth_volume(), oblique_affine())
+
+
+def test_volume_goes_slice_by_slice_through_a_flat_network(make: Callable[..., OpenBundle]) -> None:
+    config = _plain_config()
+    config["network_def"]["_target_"] = "torch.nn.Conv2d"
+    config["inferer"] = {"_target_": "SliceInferer", "roi_size": [32, 32], "spatial_dim": 2}
+    metadata = deepcopy(METADATA)
+    for side, name in (("inputs", "image"), ("outputs", "pred")):
+        metadata["network_data_format"][side][name]["spatial_shape"] = [32, 32]
+    weights = {"weight": torch.full((1, 1, 1, 1), 2.0), "bias": torch.zeros(1)}
+    volume = smooth_volume()
+    result = _run(make(config, weights=weights, metadata=metadata), volume, oblique_affine())
+    np.testing.assert_allclose(result.image, 2 * volume, rtol=1e-5, atol=1e-3)
 
 
 def test_several_channels_are_refused_with_the_number(make: Callable[..., OpenBundle]) -> None:
