@@ -1,6 +1,6 @@
 """A plain 3D U-Net with L1 on the pairs of `brain_t1_to_t2`: the baseline that the bundle's card compares with.
 
-python benchmarks/plain_unet.py --data-root DIR --output DIR [--minutes 25] [--groups ms-mni ...] [--exclude PATIENT ...]
+python benchmarks/plain_unet.py --data-root DIR --output DIR [--minutes 25] [--groups ms-mni ...] [--exclude PATIENT]
 
 It sees the same prepared pairs, mirrored and cut at random but not damaged otherwise. What comes out is a bundle of its
 own in OUTPUT/bundle, so that `medgen evaluate OUTPUT/bundle --trust --data MANIFEST` measures both alike.
