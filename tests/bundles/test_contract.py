@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import requires
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,10 @@ import pytest
 import torch
 import yaml
 from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, verify_net_in_out
+from packaging.requirements import Requirement
+from packaging.version import Version
 
+import medgen
 from medgen.geometry import Grid
 from medgen.provenance import file_sha256
 from medgen.run.catalog import catalog_folders
@@ -130,6 +134,19 @@ def test_version_is_semantic_and_in_the_changelog(bundle: Path) -> None:
     fields = read_metadata(bundle).fields
     assert re.fullmatch(r"\d+\.\d+\.\d+", fields["version"])
     assert fields["version"] in fields["changelog"]
+
+
+def test_versions_that_the_model_zoo_would_install_suit_medgen(bundle: Path) -> None:
+    fields = read_metadata(bundle).fields
+    frame = {
+        name: fields[f"{key}_version"] for key, name in (("monai", "monai"), ("pytorch", "torch"), ("numpy", "numpy"))
+    }
+    pinned = {name.lower(): Version(at) for name, at in {**frame, **fields["required_packages_version"]}.items()}
+    assert pinned.pop("medgen") == Version(medgen.__version__)
+    wanted = {found.name.lower(): found.specifier for found in map(Requirement, requires("medgen") or ())}
+    assert [
+        f"{name} {at}, but {wanted[name]}" for name, at in pinned.items() if name in wanted and at not in wanted[name]
+    ] == []
 
 
 def test_weights_are_the_ones_that_the_metadata_names(bundle: Path) -> None:
