@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
+from textwrap import shorten
 from typing import Any
 
 import monai
@@ -197,7 +199,7 @@ def _part(parser: ConfigParser, name: str, entry: BundleFolder) -> Any:  # noqa:
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        reason = f"{type(cause).__name__}: {' '.join(str(cause).split())[:200]}{_asked_for(parser, cause)}"
+        reason = f"{type(cause).__name__}: {shorten(str(cause), 200, placeholder='…')}{_asked_for(parser, cause)}"
         raise BundleError(f"{name} of the bundle {entry.name} cannot be built: {reason}") from error
 
 
@@ -212,6 +214,8 @@ def _asked_for(parser: ConfigParser, cause: BaseException) -> str:
         keys = ("optional_packages_version", "required_packages_version")
         asked = {name: version for key in keys for name, version in described.get(key, {}).items()}
         said += f"; it asks for {', '.join(f'{name} {version}' for name, version in asked.items())}" if asked else ""
+    if isinstance(cause, UnpicklingError):
+        said += "; it unpickles a file of its own: if you trust that too, set TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1"
     return said
 
 

@@ -4,6 +4,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from zoo_like import METADATA, double_weights, write_bundle, zoo_config
@@ -210,6 +211,18 @@ def test_missing_package_is_told_with_what_the_metadata_asks_for(tmp_path: Path)
     told = r"No module named 'no_such_package'; it was made for MONAI 1\.0\.1, this is .*; it asks for .*einops 0\.7\.0"
     with pytest.raises(BundleError, match=told):
         open_bundle(folder, trust=True, device="cpu")
+
+
+def test_pickle_of_the_bundles_own_is_told_apart_from_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = zoo_config() | {"architecture": "$torch.load(@bundle_root + '/models/search.pt')"}
+    config["network_def"]["kernel_size"] = "$int(@architecture['kernel'][0])"
+    folder = write_bundle(tmp_path / "zoo", config)
+    torch.save({"kernel": np.ones(1)}, folder / "models" / "search.pt")
+    with pytest.raises(BundleError, match="set TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1"):
+        open_bundle(folder, trust=True, device="cpu")
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    with pytest.warns(UserWarning, match="TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"):
+        assert open_bundle(folder, trust=True, device="cpu").network.kernel_size == (1, 1, 1)
 
 
 def test_scripts_of_two_bundles_do_not_collide(tmp_path: Path) -> None:
