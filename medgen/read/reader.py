@@ -19,6 +19,7 @@ from medgen.read.volume import VOLUME_MARK, Volume
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 _NO_CHANNEL = float("nan")  # as MONAI's own readers say it
+_FLAG_SEPARATOR = ";"  # one text: lists of different lengths could not be collated to a batch
 
 
 class VolumeReader(ImageReader):  # type: ignore[misc]
@@ -70,8 +71,13 @@ def read_image(case: Case, *, allow_irregular: bool = False) -> MetaTensor:
     else:
         volume = read_nifti(case.files[0], allow_irregular=allow_irregular)
     meta = {**_metadata(volume, 0), "filename_or_obj": str(case.files[0])}
-    meta["medgen_flags"] = sorted({*case.flags, *volume.flags})
+    meta["medgen_flags"] = _FLAG_SEPARATOR.join(sorted({*case.flags, *volume.flags}))
     return MetaTensor(torch.from_numpy(volume.image)[None], meta=meta)
+
+
+def flags_of(image: MetaTensor) -> tuple[str, ...]:
+    """Returns what the reader flagged on an image that `read_image` or `VolumeReader` has read."""
+    return tuple(flag for flag in str(image.meta.get("medgen_flags", "")).split(_FLAG_SEPARATOR) if flag)
 
 
 def read_volume(paths: Sequence[Path], *, allow_irregular: bool = False) -> Volume:
@@ -104,5 +110,5 @@ def _metadata(volume: Volume, channel_dim: float) -> dict[str, Any]:
         "original_channel_dim": channel_dim,
         "space": "RAS",
         "modality": volume.modality,
-        "medgen_flags": list(volume.flags),
+        "medgen_flags": _FLAG_SEPARATOR.join(volume.flags),
     }

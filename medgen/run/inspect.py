@@ -43,7 +43,7 @@ def inspect_input(
 
 
 def _read(case: Case, allow_irregular: bool) -> Case:
-    from medgen.read.reader import read_image  # noqa: PLC0415 - brings torch, which headers alone do not need
+    from medgen.read.reader import flags_of, read_image  # noqa: PLC0415 - brings torch, which headers alone do not need
 
     if case.excluded or case.refused:
         return case
@@ -51,7 +51,7 @@ def _read(case: Case, allow_irregular: bool) -> Case:
         image = read_image(case, allow_irregular=allow_irregular)
     except InputError as error:
         return replace(case, refused=str(error))
-    return replace(case, flags=tuple(image.meta["medgen_flags"]))
+    return replace(case, flags=flags_of(image))
 
 
 def _describe(case: Case) -> dict[str, Any]:

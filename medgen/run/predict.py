@@ -20,6 +20,7 @@ from medgen.case import Case, Result
 from medgen.errors import BundleError, DeviceError, GeometryError, IntensityError, MedgenError, OutputError
 from medgen.geometry import Grid
 from medgen.infer.windows import WindowInferer
+from medgen.read.reader import flags_of
 from medgen.run.bundle import OpenBundle
 from medgen.run.metadata import Metadata
 
@@ -83,7 +84,7 @@ def prepare(bundle: OpenBundle, case: Case, image: MetaTensor, *, input_sha256: 
     started = time.perf_counter()
     if image.ndim != 4 or image.shape[0] != 1:
         raise GeometryError(f"expected one 3-D volume of one channel, got shape {tuple(image.shape)}")
-    flags = (*image.meta.get("medgen_flags", ()), *bundle.flags)
+    flags = (*flags_of(image), *bundle.flags)
     if bundle.input_check is not None:
         flags += tuple(bundle.input_check(image).flags)
     with _medgen_errors_as_they_were():

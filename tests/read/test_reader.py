@@ -5,13 +5,21 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from monai.data import DataLoader, Dataset, MetaTensor, NibabelReader, PydicomReader
+from monai.data import (
+    DataLoader,
+    Dataset,
+    MetaTensor,
+    NibabelReader,
+    PydicomReader,
+    decollate_batch,
+    list_data_collate,
+)
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImage, LoadImaged
 
 from medgen.errors import GeometryError, UnreadableError
 from medgen.geometry import Grid
 from medgen.read.discover import datalist, find_cases
-from medgen.read.reader import VolumeReader, read_image
+from medgen.read.reader import VolumeReader, flags_of, read_image
 from medgen.simulate.dicom import write_series
 from tests.read.series import SHAPE, oblique_affine, voxels, write, write_enhanced
 
@@ -60,7 +68,18 @@ def test_irregular_when_allowed(tmp_path: Path) -> None:
     write(tmp_path)[2].unlink()
     image = LoadImaged("image", reader=VolumeReader, allow_irregular=True)({"image": str(tmp_path)})["image"]
     assert image.shape == SHAPE
-    assert image.meta["medgen_flags"] == ["regridded"]
+    assert flags_of(image) == ("regridded",)
+
+
+@pytest.mark.filterwarnings("ignore:NvImgCodecPydicomReader")
+def test_flagged_and_unflagged_volumes_collate_to_one_batch(tmp_path: Path) -> None:
+    write(tmp_path / "whole")
+    write(tmp_path / "gap")[2].unlink()
+    load = LoadImaged("image", reader=VolumeReader, allow_irregular=True)
+    items = [load({"image": str(tmp_path / name)}) for name in ("whole", "gap")]
+    batch = list_data_collate(items)["image"]
+    assert batch.shape == (2, *SHAPE)
+    assert [flags_of(image) for image in decollate_batch(batch)] == [(), ("regridded",)]
 
 
 @pytest.mark.filterwarnings("ignore:NvImgCodecPydicomReader")

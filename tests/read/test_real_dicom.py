@@ -13,7 +13,7 @@ import pytest
 from medgen.errors import GeometryError
 from medgen.geometry import Grid
 from medgen.read.discover import find_cases
-from medgen.read.reader import read_image, read_volume
+from medgen.read.reader import flags_of, read_image, read_volume
 
 REGULAR = {
     "dicom/siemens-t1-supine": (256, 256, 35),
@@ -64,7 +64,7 @@ def test_the_tilted_head_is_refused_with_its_numbers(real_data: Path) -> None:
 def test_the_tilted_head_resampled(real_data: Path) -> None:
     (case,) = find_cases(real_data / "dicom/ge-head-ct-tilted", salt=b"", allow_irregular=True)
     image = read_image(case, allow_irregular=True)
-    assert image.meta["medgen_flags"] == ["regridded"]
+    assert flags_of(image) == ("regridded",)
     assert case.grid is not None
     assert case.grid.differs_from(Grid(tuple(image.shape[1:]), image.affine.numpy())) == ""
     directions = case.grid.affine[:3, :3] / case.grid.spacing_mm

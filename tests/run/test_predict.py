@@ -280,7 +280,7 @@ def test_what_the_input_check_and_the_reader_noticed_is_kept(doubling: OpenBundl
 
     object.__setattr__(bundle, "input_check", check)
     image = image_of(smooth_volume(), oblique_affine())
-    image.meta["medgen_flags"] = ["regridded"]
+    image.meta["medgen_flags"] = "regridded"
     prepared = predict.prepare(bundle, case_of(Path("x.nii.gz")), image)
     assert seen == [(1, 29, 34, 17)]
     assert prepared.flags == ("regridded", "input-contrast")
