@@ -8,7 +8,11 @@ import pytest
 
 import medgen
 
-MODULES = [module.name for module in pkgutil.walk_packages(medgen.__path__, "medgen.") if not module.ispkg]
+MODULES = [
+    module.name
+    for module in pkgutil.walk_packages(medgen.__path__, "medgen.")
+    if not (module.ispkg or module.name.endswith("__main__"))
+]
 
 
 @pytest.mark.parametrize("name", MODULES)

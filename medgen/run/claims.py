@@ -16,6 +16,7 @@ import logging
 import os
 import shutil
 import socket
+import tempfile
 import threading
 import uuid
 from dataclasses import asdict, dataclass
@@ -193,8 +194,12 @@ class Owner:
 
     def _now(self) -> float:
         """Returns the time by the clock of the file system, which all machines share."""
-        os.utime(self._file)
-        return self._file.stat().st_mtime
+        try:
+            os.utime(self._file)
+            return self._file.stat().st_mtime
+        except FileNotFoundError:  # after taking leave, or taken for dead
+            with tempfile.NamedTemporaryFile(dir=self._folder, prefix="clock") as probe:
+                return Path(probe.name).stat().st_mtime
 
 
 def create_once(source: Path, target: Path) -> bool:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -159,6 +160,18 @@ def test_the_dead_are_forgotten(folder: Path, owners: tuple[Owner, Owner]) -> No
     left.write_text(json.dumps(asdict(dead_process())), encoding="utf-8")
     assert "dead" not in owners[0].living_others()
     assert not left.exists()
+
+
+def test_who_has_left_still_sees_who_works_on_another_machine(folder: Path) -> None:
+    for name, age in (("fresh", 0.0), ("stale", STALE_SECONDS * 2)):
+        file = folder / "owners" / f"{name}.json"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(asdict(replace(dead_process(), machine="another"))), encoding="utf-8")
+        os.utime(file, (time.time() - age, time.time() - age))
+    owner = Owner(folder / "owners")
+    owner.close()
+    assert owner.living_others() == ["fresh"]
+    assert [path.name for path in (folder / "owners").iterdir()] == ["fresh.json"]
 
 
 def test_what_exists_is_not_made_again(folder: Path) -> None:
