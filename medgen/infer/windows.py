@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 OOM_FLAG = "oom-backoff"
-_KEPT_WEIGHTS = 4
+_KEPT_WEIGHTS = 4  # sizes of window whose weights are kept: images of a cohort may each have windows of their own
 
 
 class WindowInferer(Inferer):  # type: ignore[misc]  # MONAI is untyped
@@ -46,7 +46,8 @@ class WindowInferer(Inferer):  # type: ignore[misc]  # MONAI is untyped
         roi_multiple: the network's divisibility; a region made smaller for want of memory stays a multiple of it.
         padding: of an image smaller than the window: a value, or torch's `"reflect"`, `"replicate"` or `"circular"`.
         adapt: take `roi_size` as the largest window, and cut each image into equal windows, as few and as small as
-            cover it with that overlap: an image that fits one window is computed once, without padding or seams.
+            cover it with that overlap: an image that fits one window is computed once, without seams, and padded only
+            to the next multiple.
 
     Attributes:
         flags: of the last call: `("oom-backoff",)` when memory ran out on the way, else empty.
@@ -102,6 +103,7 @@ class WindowInferer(Inferer):  # type: ignore[misc]  # MONAI is untyped
         device = _device_of(network, volume)
         forward = _Forward(network, device, self._dtype_on(device), args, kwargs)
         roi = self._roi_for(volume)
+        # One window needs no search for the batch that fits, which on a GPU costs a forward pass for each new size.
         alone = len(volume) == 1 and all(n <= side for n, side in zip(volume.shape[2:], roi, strict=True))
         load = Load(roi, int(alone), on_host=device.type == "cpu")
         output = self._run(volume, forward, load)
@@ -165,7 +167,7 @@ class WindowInferer(Inferer):  # type: ignore[misc]  # MONAI is untyped
 
     def _weights_of(self, roi: tuple[int, ...], device: torch.device) -> Tensor:
         if (device, roi) not in self._weights:
-            if len(self._weights) >= _KEPT_WEIGHTS:  # images of a cohort may each have windows of their own
+            if len(self._weights) >= _KEPT_WEIGHTS:
                 self._weights.pop(next(iter(self._weights)))
             self._weights[device, roi] = compute_importance_map(roi, mode=self.mode, device=device)
         return self._weights[device, roi]

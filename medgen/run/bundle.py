@@ -30,7 +30,7 @@ from medgen.run.weights import check_weights, find_weights, load_weights, weight
 REQUIRED_IDS = ("preprocessing", "network_def", "inferer", "postprocessing")
 NEAREST_LABELS_FLAG = "nearest-labels"
 # What of an inferer changes the result, and so belongs to a case's provenance, where the inferer has it.
-_SETTINGS_OF_INFERER = ("roi_size", "overlap", "mode", "precision", "padding", "padding_mode", "sigma_scale")
+_SETTINGS_OF_INFERER = ("roi_size", "adapt", "overlap", "mode", "precision", "padding", "padding_mode", "sigma_scale")
 _code_folder: list[str] = []  # the one bundle folder with `scripts/` that is on sys.path now
 
 
