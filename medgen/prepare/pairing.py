@@ -1,7 +1,7 @@
 """Brings two scans of one patient onto one grid, so that they can be a training pair: SimpleITK, mutual information.
 
-Scans of one session share a frame of reference, but the patient moves between them by a few millimetres; scans that
-a study has already registered lie on one grid and are left alone.
+Scans of one session share a frame of reference, but the patient moves between them by a few millimetres. Scans that a
+study has already registered lie on one grid; published ones have been found to miss by up to 2.5 mm all the same.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -14,7 +14,7 @@ import SimpleITK as sitk  # noqa: N813  # the name that SimpleITK's own document
 import torch
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
-from scipy.ndimage import binary_opening, distance_transform_edt
+from scipy.ndimage import binary_erosion, binary_fill_holes, binary_opening, distance_transform_edt
 from torch.utils.data import WeightedRandomSampler
 
 from medgen.errors import GeometryError
@@ -26,6 +26,8 @@ _SHRINK, _SMOOTH_MM = (4, 2, 1), (4.0, 2.0, 0.0)
 _SAMPLED_FRACTION = 0.1
 _HISTOGRAM_BINS = 48
 _SEED = 7
+_STRIPPED_SHARE = 0.2  # of voxels that are exactly 0, above which an image is a bare brain
+_RIM_VOXELS = 4
 
 
 def to_sitk(volume: npt.ArrayLike, affine: npt.ArrayLike) -> sitk.Image:
@@ -55,10 +57,18 @@ def from_sitk(image: sitk.Image) -> npt.NDArray[np.float32]:
     return np.asarray(sitk.GetArrayFromImage(image).T, dtype=np.float32)
 
 
-def register(fixed: sitk.Image, moving: sitk.Image, motion: Motion = "rigid") -> sitk.Transform:
+def register(
+    fixed: sitk.Image, moving: sitk.Image, motion: Motion = "rigid", inside: sitk.Image | None = None
+) -> sitk.Transform:
     """Finds the motion that maps points of `fixed` to points of `moving`, coarse to fine, by Mattes mutual information.
 
     The sampling is seeded, so the same inputs give the same motion, but for the rounding of sums over threads.
+
+    Args:
+        fixed: stays.
+        moving: to be moved.
+        motion: rigid within a patient, affine to an atlas.
+        inside: where of `fixed` to compare; everywhere if not given.
 
     Source: Mattes et al., IEEE TMI 22(1), 2003.
     """
@@ -67,6 +77,8 @@ def register(fixed: sitk.Image, moving: sitk.Image, motion: Motion = "rigid") ->
     method.SetMetricAsMattesMutualInformation(_HISTOGRAM_BINS)
     method.SetMetricSamplingStrategy(method.RANDOM)
     method.SetMetricSamplingPercentage(_SAMPLED_FRACTION, _SEED)
+    if inside is not None:
+        method.SetMetricFixedMask(inside)
     method.SetInterpolator(sitk.sitkLinear)
     method.SetOptimizerAsRegularStepGradientDescent(
         learningRate=1.0, minStep=1e-3, numberOfIterations=150, relaxationFactor=0.6
@@ -91,25 +103,37 @@ def resample(moving: sitk.Image, fixed: sitk.Image, motion: sitk.Transform) -> n
 
 
 class RegisterToSourced(MapTransform):  # type: ignore[misc]
-    """Puts `keys` onto the grid of `source_key` by a rigid motion, unless they already lie on it.
+    """Puts `keys` onto the grid of `source_key` by a rigid motion.
 
     Volumes are channel-first `(1, X, Y, Z)` MetaTensors in the source's own orientation.
+
+    Args:
+        keys: to be moved.
+        source_key: what they are moved onto.
+        align: move also what already lies on the source's grid, by the millimetre that an earlier registration missed;
+            a background of exactly 0 stays so. Without it, such images are left as they are.
     """
 
-    def __init__(self, keys: list[str] | str, source_key: str = "image") -> None:
+    def __init__(self, keys: list[str] | str, source_key: str = "image", align: bool = False) -> None:
         super().__init__(keys)
-        self.source_key = source_key
+        self.source_key, self.align = source_key, align
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Registers what does not yet lie on the source's grid."""
+        """Registers what does not yet lie on the source's grid, and with `align` what does."""
         result = dict(data)
         source = result[self.source_key]
         for key in self.key_iterator(result):
             moving = result[key]
-            if _grid(moving).differs_from(_grid(source)):
-                fixed_image, moving_image = _image(source), _image(moving)
-                volume = resample(moving_image, fixed_image, register(fixed_image, moving_image))
-                result[key] = MetaTensor(torch.from_numpy(volume)[None], affine=source.affine.clone())
+            elsewhere = bool(_grid(moving).differs_from(_grid(source)))
+            if not (elsewhere or self.align):
+                continue
+            fixed_image, moving_image = _image(source), _image(moving)
+            inside = None if elsewhere else _interior(fixed_image)
+            motion = register(fixed_image, moving_image, inside=inside)
+            volume = resample(moving_image, fixed_image, motion)
+            if inside is not None:
+                volume *= _moved_support(moving_image, fixed_image, motion)
+            result[key] = MetaTensor(torch.from_numpy(volume)[None], affine=source.affine.clone())
         return result
 
 
@@ -120,6 +144,23 @@ def _grid(volume: MetaTensor) -> Grid:
 
 def _image(volume: MetaTensor) -> sitk.Image:
     return to_sitk(volume[0].numpy(), np.asarray(volume.affine, dtype=np.float64))
+
+
+def _interior(image: sitk.Image) -> sitk.Image | None:
+    """The inside of a stripped brain, whose rim would hold both images where it is; None for a whole head."""
+    volume = from_sitk(image)
+    if (volume == 0).mean() < _STRIPPED_SHARE:
+        return None
+    inner = binary_erosion(binary_fill_holes(volume != 0), iterations=_RIM_VOXELS)
+    mask = sitk.GetImageFromArray(inner.T.astype(np.uint8))
+    mask.CopyInformation(image)
+    return mask
+
+
+def _moved_support(moving: sitk.Image, fixed: sitk.Image, motion: sitk.Transform) -> npt.NDArray[np.bool_]:
+    """Where a moved image was not background; interpolation would leave a rim of nearly nothing there."""
+    support = sitk.Cast(moving != 0, sitk.sitkFloat32)
+    return from_sitk(sitk.Resample(support, fixed, motion, sitk.sitkLinear, 0.0, sitk.sitkFloat32)) > 0.99
 
 
 class StripByAtlasd(MapTransform):  # type: ignore[misc]
