@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from medgen.nets.cascade import CascadeGenerator, ChannelNorm, StageUNet, depth_to_space, space_to_depth
+from medgen.nets.cascade import (
+    CascadeGenerator,
+    ChannelNorm,
+    StageUNet,
+    average_neighbours,
+    depth_to_space,
+    space_to_depth,
+)
 
 
 def small(seed: int = 0) -> CascadeGenerator:
@@ -50,6 +57,26 @@ def test_the_fine_stage_adds_to_the_coarse_image() -> None:
     coarse, fine = network.chain(source)
     expected = torch.nn.functional.interpolate(coarse, scale_factor=2.0, mode="trilinear", align_corners=False)
     assert torch.equal(fine, expected)
+
+
+@pytest.mark.parametrize("antialias", [False, True])
+def test_phases_that_differ_leave_no_pattern_with_antialias(antialias: bool) -> None:
+    """A refining stage that adds another constant to each of the eight phases of a block: a checkerboard by itself."""
+    network, source = small(), torch.rand(1, 1, 8, 8, 8)
+    network.fine.antialias = antialias
+    head = network.fine.unet.head[-1]
+    head.weight.data.zero_()
+    head.bias.data = torch.arange(8.0)
+    coarse, fine = network.chain(source)
+    detail = fine - torch.nn.functional.interpolate(coarse, scale_factor=2.0, mode="trilinear", align_corners=False)
+    assert detail.mean().item() == pytest.approx(3.5, abs=1e-4)
+    assert (detail.std().item() < 1e-4) == antialias
+
+
+def test_averaging_neighbours_keeps_what_is_smooth() -> None:
+    ramp = torch.arange(8.0).reshape(1, 1, 8, 1, 1).expand(1, 1, 8, 8, 8)
+    assert torch.equal(average_neighbours(ramp)[0, 0, 1:, 0, 0], torch.arange(8.0)[1:] - 0.5)
+    assert torch.equal(average_neighbours(torch.full((1, 1, 4, 4, 4), 3.0)), torch.full((1, 1, 4, 4, 4), 3.0))
 
 
 def test_both_stages_learn() -> None:
