@@ -65,18 +65,29 @@ def test_a_patient_who_moved_is_brought_back() -> None:
     assert after < 0.35 * before
 
 
-def test_a_stripped_pair_that_an_earlier_registration_missed_is_aligned() -> None:
+@pytest.mark.parametrize("origin", [(0.0, 0.0, 0.0), (0.0, -239.0, 150.0)])
+def test_a_stripped_pair_that_an_earlier_registration_missed_is_aligned(origin: tuple[float, float, float]) -> None:
     """On one grid already, but the content is off by millimetres; the masks' common rim must not hold it there."""
     brain = np.asarray(sum(FRACTIONS[name] for name in ("csf", "grey", "white"))) > 0.5
-    shift = (3.0, -2.5, 2.0)
+    shift, grid = (3.0, -2.5, 2.0), moved(GRID, origin)
     off = resample(to_sitk(T2, moved(GRID, shift).affine), to_sitk(T1, GRID.affine), sitk.Transform())
-    item = {"image": tensor(T1 * brain, GRID), "target": tensor(off * brain, GRID)}
+    item = {"image": tensor(T1 * brain, grid), "target": tensor(off * brain, grid)}
     result = RegisterToSourced("target", align=True)(item)["target"][0].numpy()
     compared = (result > 0) & binary_erosion(brain, iterations=2)
     before, after = (np.abs(v - T2)[compared].mean() for v in (off, result))
     assert after < 0.5 * before
     assert (result[~brain] == 0).mean() > 0.9
     assert np.percentile(result[result > 0], 1) > 0.05 * np.median(result[result > 0])  # no rim of nearly nothing
+
+
+def test_a_pair_that_would_have_to_leap_is_left_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
+    brain = np.asarray(sum(FRACTIONS[name] for name in ("csf", "grey", "white"))) > 0.5
+    off = resample(
+        to_sitk(T2 * brain, moved(GRID, (14.0, 0.0, 0.0)).affine), to_sitk(T1, GRID.affine), sitk.Transform()
+    )
+    item = {"image": tensor(T1 * brain, GRID), "target": tensor(off, GRID)}
+    assert RegisterToSourced("target", align=True)(item)["target"] is item["target"]
+    assert "left as it is" in caplog.text
 
 
 def test_registering_twice_gives_the_same_motion() -> None:
