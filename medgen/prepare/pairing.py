@@ -131,23 +131,30 @@ class RegisterToSourced(MapTransform):  # type: ignore[misc]
         result = dict(data)
         source = result[self.source_key]
         for key in self.key_iterator(result):
-            moving = result[key]
-            elsewhere = bool(_grid(moving).differs_from(_grid(source)))
-            if not (elsewhere or self.align):
+            if _grid(result[key]).differs_from(_grid(source)):
+                fixed, moving = _image(source), _image(result[key])
+                volume: npt.NDArray[np.float32] | None = resample(moving, fixed, register(fixed, moving))
+            elif self.align:
+                volume = _aligned(_image(source), _image(result[key]))
+            else:
                 continue
-            fixed_image, moving_image = _image(source), _image(moving)
-            inside = None if elsewhere else _interior(fixed_image)
-            motion = register(fixed_image, moving_image, inside=inside)
-            if not elsewhere and _largest_step_mm(fixed_image, motion) > _MOST_MISSED_MM:
-                _log.warning(
-                    "a pair was left as it is: to align it, it would have to move by more than a few millimetres"
-                )
-                continue
-            volume = resample(moving_image, fixed_image, motion)
-            if inside is not None:
-                volume *= _moved_support(moving_image, fixed_image, motion)
-            result[key] = MetaTensor(torch.from_numpy(volume)[None], affine=source.affine.clone())
+            if volume is not None:
+                result[key] = MetaTensor(torch.from_numpy(volume)[None], affine=source.affine.clone())
         return result
+
+
+def _aligned(fixed: sitk.Image, moving: sitk.Image) -> npt.NDArray[np.float32] | None:
+    """Moves an image by what an earlier registration missed; None where that would be a leap."""
+    inside = _interior(fixed)
+    motion = register(fixed, moving, inside=inside)
+    step = _largest_step_mm(fixed, motion)
+    if step > _MOST_MISSED_MM:
+        _log.warning(
+            "expected a pair to miss by at most %g mm, got %.1f mm; it is left as it is", _MOST_MISSED_MM, step
+        )
+        return None
+    volume = resample(moving, fixed, motion)
+    return volume if inside is None else volume * _moved_support(moving, fixed, motion)
 
 
 def _grid(volume: MetaTensor) -> Grid:
