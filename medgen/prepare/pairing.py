@@ -118,8 +118,9 @@ class RegisterToSourced(MapTransform):  # type: ignore[misc]
     Args:
         keys: to be moved.
         source_key: what they are moved onto.
-        align: move also what already lies on the source's grid, by the millimetre that an earlier registration missed;
-            a background of exactly 0 stays so. Without it, such images are left as they are.
+        align: move also what already lies on the source's grid, where an earlier registration missed by a voxel or more
+            (within one, interpolation costs more sharpness than the motion is worth); a background of exactly 0 stays
+            so. Without it, such images are left as they are.
     """
 
     def __init__(self, keys: list[str] | str, source_key: str = "image", align: bool = False) -> None:
@@ -144,7 +145,7 @@ class RegisterToSourced(MapTransform):  # type: ignore[misc]
 
 
 def _aligned(fixed: sitk.Image, moving: sitk.Image) -> npt.NDArray[np.float32] | None:
-    """Moves an image by what an earlier registration missed; None where that would be a leap."""
+    """Moves an image by what an earlier registration missed; None where that is within a voxel, or would be a leap."""
     inside = _interior(fixed)
     motion = register(fixed, moving, inside=inside)
     step = _largest_step_mm(fixed, motion)
@@ -152,6 +153,8 @@ def _aligned(fixed: sitk.Image, moving: sitk.Image) -> npt.NDArray[np.float32] |
         _log.warning(
             "expected a pair to miss by at most %g mm, got %.1f mm; it is left as it is", _MOST_MISSED_MM, step
         )
+        return None
+    if step < min(fixed.GetSpacing()):
         return None
     volume = resample(moving, fixed, motion)
     return volume if inside is None else volume * _moved_support(moving, fixed, motion)
