@@ -252,3 +252,33 @@ def test_bf16_on_the_cpu_stays_near_fp32() -> None:
     assert lowered.dtype == torch.float32
     assert not torch.equal(exact, lowered)
     torch.testing.assert_close(lowered, exact, rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("axis", [0, 2])
+def test_mirrored_it_is_the_mean_of_both_views_and_as_symmetric_as_its_input(axis: int) -> None:
+    volume, network = _volume(1, 1, 20, 18, 22), _network()
+    plain = WindowInferer(16, overlap=0.25)
+    both = WindowInferer(16, overlap=0.25, mirror=axis)
+    expected = (plain(volume, network) + plain(volume.flip(2 + axis), network).flip(2 + axis)) / 2
+    torch.testing.assert_close(both(volume, network), expected)
+    assert (plain(volume, network) - expected).abs().max() > 1e-3
+    torch.testing.assert_close(both(volume.flip(2 + axis), network), both(volume, network).flip(2 + axis))
+
+
+def test_memory_that_runs_out_in_the_mirrored_view_is_said_too() -> None:
+    class SecondFails(Narrow):
+        def forward(self, windows: torch.Tensor) -> torch.Tensor:
+            self.seen.append(tuple(windows.shape))
+            if len(self.seen) == 2:
+                raise torch.OutOfMemoryError("can't allocate memory")
+            return windows * 2.0
+
+    volume = _volume(1, 1, 32, 32, 32)
+    inferer = WindowInferer(32, mirror=0)
+    torch.testing.assert_close(inferer(volume, SecondFails(8, 10**6)), volume * 2.0)
+    assert inferer.flags == ("oom-backoff",)
+
+
+def test_a_mirror_axis_that_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match="spatial axis"):
+        WindowInferer(16, mirror=-1)
