@@ -96,7 +96,7 @@ def write_bundle(network: UNet, folder: Path) -> None:
     inference = folder / "configs" / "inference.yaml"
     config = yaml.safe_load(inference.read_text(encoding="utf-8"))
     config["network_def"] = NETWORK
-    config["inferer"].update({"roi_size": [_SIDE] * 3, "overlap": 0.5, "adapt": False})
+    config["inferer"].update({"roi_size": [_SIDE] * 3, "overlap": 0.5, "adapt": False, "mirror": None})
     inference.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     metadata = folder / "configs" / "metadata.json"
     facts = json.loads(metadata.read_text(encoding="utf-8"))
