@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 from medgen.provenance import package_versions
 from medgen.run.plan import WHOLE, Part
 from medgen.run.records import Recipe, Record, cases_csv, counts
-from medgen.write.atomic import atomic_text
+from medgen.write.atomic import PREFIX, atomic_text
 
 T = TypeVar("T")
 
@@ -62,6 +62,8 @@ class Folder(Generic[T]):
         """Returns a fingerprint of the files, equal only while none has changed, and what they hold."""
         found = {}
         for path in self._path.glob("*.json"):
+            if path.name.startswith(PREFIX):  # half-written, or whole but of a process killed before it took its name
+                continue
             try:
                 stat = path.stat()
                 version = (stat.st_mtime_ns, stat.st_size, stat.st_ino)

@@ -37,7 +37,7 @@ def said(folder: Path) -> str:
 
 def require_coherent(output: Path) -> list[dict[str, str]]:
     """At any instant the table is whole, and what it and the records call done is there to the last byte."""
-    for path in (output / ".medgen" / "records").glob("*.json"):
+    for path in (output / ".medgen" / "records").glob("[!.]*.json"):
         record = json.loads(path.read_bytes())
         assert {name: (output / name).stat().st_size for name in record["files"]} == record["files"]
     if not (output / "cases.csv").is_file():
