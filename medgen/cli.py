@@ -51,6 +51,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs inst
 Trust = Annotated[
     bool, typer.Option("--trust", help="Run the code of a bundle that did not come with medgen. Read it first.")
 ]
+Manifest = Annotated[Path, typer.Argument(metavar="FILE", help="A manifest, or the name of one that medgen brings.")]
 Device = Annotated[
     str, typer.Option(help="`auto`, `cpu`, `cuda` or `cuda:N`; `auto` takes the GPU where there is one.")
 ]
@@ -227,20 +228,24 @@ def evaluate(
 
 @manifest_app.command("check")
 def manifest_check(
-    manifest: Annotated[Path, typer.Argument(metavar="FILE", help="The manifest.")],
+    manifest: Manifest,
     data_root: Annotated[
         Path | None, typer.Option(help="Where the manifest's paths begin; default $MEDGEN_DATA, else its folder.")
     ] = None,
 ) -> None:
     """Check a manifest: its form, every file and checksum, and that no patient is in two splits."""
-    from medgen.read.manifest import check_manifest
+    from medgen.read.manifest import check_manifest, find_manifest, load_manifest, where_to_get
 
     with _errors():
+        manifest = find_manifest(manifest)
         problems = check_manifest(manifest, data_root)
     for problem in problems:
         _say(problem)
-    _say("valid" if not problems else f"{len(problems)} problems")
-    raise typer.Exit(1 if problems else 0)
+    if problems:
+        _say(f"{len(problems)} problems")
+        raise typer.Exit(1)
+    loaded = load_manifest(manifest)
+    _say("valid" if loaded["cases"] else f"valid; lists no files, only where to get them: {where_to_get(loaded)}")
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""Data manifests: which files belong to a data set, their hashes, and a split that keeps every patient on one side."""
+"""Data manifests: where data come from, which files they are, their hashes, a split that keeps patients on one side."""
 
 import json
 import os
@@ -15,21 +15,53 @@ from medgen.provenance import file_sha256, files_sha256
 SPLITS = ("train", "validation", "test")
 DATA_ROOT_VARIABLE = "MEDGEN_DATA"
 # Beside the package in a checkout, inside it in a wheel.
-_SCHEMA_PLACES = (Path(__file__).parents[2] / "data_manifests", Path(__file__).parents[1] / "data_manifests")
+_PLACES = (Path(__file__).parents[2] / "data_manifests", Path(__file__).parents[1] / "data_manifests")
+
+
+def find_manifest(path: Path) -> Path:
+    """Returns the path, or for a bare name such as `ixi` the path of the manifest of that name that comes with medgen.
+
+    Raises:
+        ManifestError: there is neither such a file nor such a name.
+    """
+    if path.is_file():
+        return path
+    shipped = {p.stem: p for place in _PLACES for p in sorted(place.glob("*.json")) if p.stem != "schema"}
+    if str(path) not in shipped:
+        raise ManifestError(f"expected a manifest's path, got no file at {path}\nmedgen knows {', '.join(shipped)}")
+    return shipped[str(path)]
 
 
 def load_manifest(path: Path) -> dict[str, Any]:
     """Reads a manifest and checks its form, not the files that it names.
 
+    Returns:
+        the manifest; `cases` is empty where it only says where the data come from.
+
     Raises:
         ManifestError: it is no JSON, or not of the form that `data_manifests/schema.json` describes.
     """
     manifest = _parse(path)
-    problems = _form_problems(manifest)
+    require_form(manifest, path.name)
+    return {"cases": [], **manifest}
+
+
+def require_form(manifest: dict[str, Any], name: str) -> None:
+    """Refuses what has not the form that `data_manifests/schema.json` describes, or names a file outside the data root.
+
+    Raises:
+        ManifestError: with the first problem, and `name` for the manifest.
+    """
+    problems = _form_problems(manifest) or _path_problems(manifest)
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise ManifestError(f"{path.name}: {problems[0]}{more}")
-    return manifest
+        raise ManifestError(f"{name}: {problems[0]}{more}")
+
+
+def where_to_get(manifest: dict[str, Any]) -> str:
+    """Says who may have the data, where, and how: `registration, https://www.synapse.org. Make an account.`."""
+    place = f"{manifest.get('access', 'access not stated')}, {manifest.get('address', manifest['source'])}"
+    return f"{place}. {manifest['how_to_get']}" if "how_to_get" in manifest else place
 
 
 def check_manifest(path: Path, data_root: Path | None = None) -> list[str]:
@@ -50,7 +82,12 @@ def check_manifest(path: Path, data_root: Path | None = None) -> list[str]:
     if problems:
         return problems
     root = find_data_root(path, data_root)
-    return [*_split_problems(manifest), *_duplicate_problems(manifest), *_file_problems(manifest, root)]
+    return [
+        *_path_problems(manifest),
+        *_split_problems(manifest),
+        *_duplicate_problems(manifest),
+        *_file_problems(manifest, root),
+    ]
 
 
 def datalist_from_manifest(path: Path, split: str, dataset_dir: Path | None = None) -> list[dict[str, str]]:
@@ -62,12 +99,12 @@ def datalist_from_manifest(path: Path, split: str, dataset_dir: Path | None = No
         dataset_dir: what its paths are relative to; see `check_manifest`.
 
     Raises:
-        ManifestError: not a valid manifest, or a patient in two splits, or no such split.
+        ManifestError: not a valid manifest, or a patient in two splits, or no such split, or no files at all.
     """
     if split not in SPLITS:
         raise ManifestError(f"expected a split of {', '.join(SPLITS)}, got {split}")
-    manifest = load_manifest(path)
-    leaks = _split_problems(manifest) + _path_problems(manifest)
+    manifest = _with_files(path)
+    leaks = _split_problems(manifest)
     if leaks:
         raise ManifestError(f"{path.name}: {leaks[0]}")
     root = find_data_root(path, dataset_dir)
@@ -82,12 +119,9 @@ def image_paths(path: Path) -> tuple[Path, list[Path]]:
     """Returns the data root of a manifest and the paths of its images, of all splits.
 
     Raises:
-        ManifestError: not a valid manifest.
+        ManifestError: not a valid manifest, or one that lists no files.
     """
-    manifest = load_manifest(path)
-    problems = _path_problems(manifest)
-    if problems:
-        raise ManifestError(f"{path.name}: {problems[0]}")
+    manifest = _with_files(path)
     root = find_data_root(path)
     return root, [root / c["files"]["image"]["path"] for c in manifest["cases"] if "image" in c["files"]]
 
@@ -95,6 +129,14 @@ def image_paths(path: Path) -> tuple[Path, list[Path]]:
 def find_data_root(path: Path, data_root: Path | None = None) -> Path:
     """Returns what the paths are relative to: the argument, else MEDGEN_DATA, else the manifest's own folder."""
     return Path(data_root or os.environ.get(DATA_ROOT_VARIABLE) or path.absolute().parent).absolute()
+
+
+def _with_files(path: Path) -> dict[str, Any]:
+    manifest = load_manifest(path)
+    if not manifest["cases"]:
+        get = where_to_get(manifest)
+        raise ManifestError(f"{path.name}: lists no files; get the data, then use `medgen manifest build`\n{get}")
+    return manifest
 
 
 def _parse(path: Path) -> dict[str, Any]:
@@ -108,21 +150,21 @@ def _parse(path: Path) -> dict[str, Any]:
 
 
 def _form_problems(manifest: dict[str, Any]) -> list[str]:
-    schema = next(p for p in _SCHEMA_PLACES if (p / "schema.json").is_file()) / "schema.json"
+    schema = next(p for p in _PLACES if (p / "schema.json").is_file()) / "schema.json"
     validator = jsonschema.Draft202012Validator(json.loads(schema.read_text(encoding="utf-8")))
     errors = sorted(validator.iter_errors(manifest), key=lambda e: list(map(str, e.absolute_path)))
     return [f"{'/'.join(map(str, e.absolute_path)) or 'top level'}: {e.message[:200]}" for e in errors]
 
 
-def _files(manifest: dict[str, Any]) -> Iterator[tuple[str, dict[str, str]]]:
-    for number, case in enumerate(manifest["cases"]):
+def _files(manifest: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, case in enumerate(manifest.get("cases", [])):
         for role, file in case["files"].items():
             yield f"cases/{number}/files/{role}", file
 
 
 def _split_problems(manifest: dict[str, Any]) -> list[str]:
     splits: dict[str, set[str]] = defaultdict(set)
-    for case in manifest["cases"]:
+    for case in manifest.get("cases", []):
         splits[case["patient"]].add(case["split"])
     return [
         f"patient {p} is in {' and '.join(sorted(s))}; a patient belongs to one split"
@@ -132,14 +174,23 @@ def _split_problems(manifest: dict[str, Any]) -> list[str]:
 
 
 def _path_problems(manifest: dict[str, Any]) -> list[str]:
+    paths = [(where, file["path"]) for where, file in _files(manifest)]
+    for number, download in enumerate(manifest.get("downloads", [])):
+        paths += [(f"downloads/{number}/{key}", download[key]) for key in ("path", "unpack") if key in download]
     return [
-        f"{where}: expected a path below the data root, got {file['path']}"
-        for where, file in _files(manifest)
-        if PurePosixPath(file["path"]).is_absolute()
-        or ".." in PurePosixPath(file["path"]).parts
-        or "\\" in file["path"]
-        or ":" in file["path"]
+        f"{where}: expected a path below the data root, got {path}" for where, path in paths if not lies_below(path)
     ]
+
+
+def lies_below(path: str) -> bool:
+    """Whether a relative path, written with `/` for any operating system, stays below the folder it is relative to.
+
+    Example:
+        >>> lies_below("sub-01/t1.nii.gz"), lies_below("../t1.nii.gz"), lies_below("C:t1.nii.gz")
+        (True, False, False)
+    """
+    pure = PurePosixPath(path)
+    return bool(pure.parts) and not (pure.is_absolute() or ".." in pure.parts or "\\" in path or ":" in path)
 
 
 def _duplicate_problems(manifest: dict[str, Any]) -> list[str]:
@@ -156,19 +207,24 @@ def _duplicate_problems(manifest: dict[str, Any]) -> list[str]:
 
 
 def _file_problems(manifest: dict[str, Any], root: Path) -> list[str]:
-    outside = _path_problems(manifest)
-    if outside:
-        return outside
-    problems = []
-    for where, file in _files(manifest):
-        path = root / file["path"]
-        if not path.exists():
-            problems.append(f"{where}: {file['path']} is missing below the data root")
-        elif content_sha256(path) != file["sha256"]:
-            problems.append(f"{where}: {file['path']} is not the file whose sha256 the manifest states")
-    return problems
+    files = [(where, file) for where, file in _files(manifest) if lies_below(file["path"])]
+    found = [(f"{where}: {file['path']}", _difference(root / file["path"], file)) for where, file in files]
+    return [f"{where} {difference}" for where, difference in found if difference]
+
+
+def _difference(path: Path, file: dict[str, Any]) -> str:
+    if not path.exists():
+        return "is missing below the data root"
+    if "size_bytes" in file and content_bytes(path) != file["size_bytes"]:
+        return f"has {content_bytes(path)} bytes, the manifest states {file['size_bytes']}"
+    return "" if content_sha256(path) == file["sha256"] else "is not the file whose sha256 the manifest states"
 
 
 def content_sha256(path: Path) -> str:
     """Returns the hash of a file, or of the files of a folder (a DICOM series)."""
     return files_sha256(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else file_sha256(path)
+
+
+def content_bytes(path: Path) -> int:
+    """Returns the size of a file, or of all files of a folder [bytes]."""
+    return sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) if path.is_dir() else path.stat().st_size

@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 
 from medgen.errors import ManifestError
-from medgen.read.manifest import check_manifest, datalist_from_manifest, load_manifest
+from medgen.read.manifest import (
+    check_manifest,
+    datalist_from_manifest,
+    find_manifest,
+    image_paths,
+    load_manifest,
+    where_to_get,
+)
 
 
 def file(folder: Path, name: str) -> dict[str, str]:
@@ -82,6 +89,22 @@ def no_license(manifest: dict[str, Any]) -> None:
     del manifest["license"]
 
 
+def wrong_size(manifest: dict[str, Any]) -> None:
+    manifest["cases"][2]["files"]["target"]["size_bytes"] = 7
+
+
+def leads_out(manifest: dict[str, Any]) -> None:
+    manifest["downloads"] = [{"address": "https://example.org/a.zip", "path": "a.zip", "unpack": "../a"}]
+
+
+def no_way_to_get_it(manifest: dict[str, Any]) -> None:
+    manifest |= {"access": "registration", "address": "https://example.org"}
+
+
+def no_files(manifest: dict[str, Any]) -> None:
+    del manifest["cases"]
+
+
 def unknown_split(manifest: dict[str, Any]) -> None:
     manifest["cases"][0]["split"] = "training"
 
@@ -93,6 +116,10 @@ def unknown_split(manifest: dict[str, Any]) -> None:
         (escape, "cases/0/files/image: expected a path below the data root, got ../outside.nii.gz"),
         (absolute, "cases/0/files/image: expected a path below the data root, got /etc/hostname"),
         (wrong_hash, "cases/2/files/target: b/1/target.nii.gz is not the file whose sha256 the manifest states"),
+        (wrong_size, "cases/2/files/target: b/1/target.nii.gz has 17 bytes, the manifest states 7"),
+        (leads_out, "downloads/0/unpack: expected a path below the data root, got ../a"),
+        (no_way_to_get_it, "top level: 'how_to_get' is a required property"),
+        (no_files, "top level: 'address' is a required property"),
         (twice, "cases/0/files/image and cases/3/files/image have the same path: image a/1/image.nii.gz"),
         (no_license, "top level: 'license' is a required property"),
         (unknown_split, "cases/0/split: 'training' is not one of ['train', 'validation', 'test']"),
@@ -121,7 +148,46 @@ def test_no_json(tmp_path: Path) -> None:
     assert len(check_manifest(tmp_path / "a.json")) == 1
 
 
-def test_the_manifests_that_come_with_the_project(repository: Path) -> None:
-    for path in (repository / "data_manifests").glob("*.json"):
-        if path.name != "schema.json":
-            load_manifest(path)
+@pytest.fixture
+def address_only(tmp_path: Path, manifest: dict[str, Any]) -> Path:
+    no_files(manifest)
+    access = {"access": "request", "address": "https://example.org/data", "how_to_get": "Write to the author."}
+    return save(tmp_path, manifest | access)
+
+
+def test_a_data_set_known_only_by_its_address(address_only: Path) -> None:
+    assert check_manifest(address_only) == []
+    assert load_manifest(address_only)["cases"] == []
+    assert where_to_get(load_manifest(address_only)) == "request, https://example.org/data. Write to the author."
+
+
+@pytest.mark.parametrize("read", [image_paths, lambda path: datalist_from_manifest(path, "train")])
+def test_it_gives_no_files_but_says_how_to_get_them(address_only: Path, read: Callable[[Path], object]) -> None:
+    with pytest.raises(ManifestError, match=r"lists no files; [^\n]*\nrequest, https://example\.org/data\. Write"):
+        read(address_only)
+
+
+def test_a_manifest_is_found_by_path_or_by_the_name_of_one_that_comes_with_medgen(
+    tmp_path: Path, manifest: dict[str, Any], repository: Path
+) -> None:
+    path = save(tmp_path, manifest)
+    assert find_manifest(path) == path
+    assert find_manifest(Path("ixi")) == repository / "data_manifests" / "ixi.json"
+    with pytest.raises(ManifestError, match="medgen knows brats, "):
+        find_manifest(Path("schema"))
+
+
+def shipped() -> list[str]:
+    folder = Path(__file__).parents[2] / "data_manifests"
+    return sorted(path.stem for path in folder.glob("*.json") if path.name != "schema.json")
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_the_manifests_that_come_with_the_project(repository: Path, name: str) -> None:
+    assert load_manifest(repository / "data_manifests" / f"{name}.json")["name"] == name
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("name", shipped())
+def test_the_files_they_name_are_the_ones_they_mean(repository: Path, real_data: Path, name: str) -> None:
+    assert check_manifest(repository / "data_manifests" / f"{name}.json", real_data) == []
