@@ -114,12 +114,15 @@ def _common_base(base: Path, paths: list[Path]) -> Path:
 
 
 def _search(folder: Path, found: Found) -> None:
-    for path in _walk(folder, found, set()):
+    for path in walk(folder, found, set()):
         _sort_in(path, found, named=False)
 
 
-def _walk(folder: Path, found: Found, seen: set[tuple[int, int]]) -> Iterator[Path]:
-    """Yields the files below a folder, sorted; hidden names and medgen's own outputs left out, loops of links cut."""
+def walk(folder: Path, found: Found, seen: set[tuple[int, int]]) -> Iterator[Path]:
+    """Yields the files below a folder, sorted; hidden names and medgen's own outputs left out, loops of links cut.
+
+    What cannot be read goes to `found.broken`; `seen` collects folders, and is empty at the start.
+    """
     try:
         state = folder.stat()
         entries = sorted(os.scandir(folder), key=lambda e: e.name)
@@ -133,7 +136,7 @@ def _walk(folder: Path, found: Found, seen: set[tuple[int, int]]) -> Iterator[Pa
         if entry.name.startswith(".") or entry.name == "__MACOSX":
             continue
         if entry.is_dir():
-            yield from _walk(Path(entry.path), found, seen)
+            yield from walk(Path(entry.path), found, seen)
         else:
             yield Path(entry.path)
 

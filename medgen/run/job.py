@@ -218,15 +218,16 @@ def manifest_pairs(manifest: Path, split: str, data_root: Path | None = None) ->
     A case is called by its image's path in the manifest.
 
     Raises:
-        ManifestError: the manifest is not valid, or one of its cases has no `target`.
+        ManifestError: the manifest is not valid, or one of its cases has no `image` or no `target`.
         NoInputError: a file that it names is not one volume.
     """
     root = find_data_root(manifest, data_root)
     pairs = []
     for item in datalist_from_manifest(manifest, split, data_root):
-        if "target" not in item:
+        missing = {"image", "target"} - item.keys()
+        if missing:
             raise ManifestError(
-                f"{manifest.name}: expected a target for every case of {split}, {item['image']} has none"
+                f"{manifest.name}: expected an image and a target for every case of {split}, one has no {min(missing)}"
             )
         image, truth = (_one_case(root, Path(item[role])) for role in ("image", "target"))
         brain = _one_case(root, Path(item["brain"])) if "brain" in item else None
