@@ -292,6 +292,27 @@ def manifest_build(  # noqa: PLR0913, PLR0917 - as in `run`
     _say("paths and patients are what the files are called: make sure that nobody is called by name")
 
 
+@manifest_app.command("fetch")
+def manifest_fetch(
+    manifest: Manifest,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the data.")],
+) -> None:
+    """Download what a manifest says is open, check and unpack it; say how to get what is not. Resumes when repeated.
+
+    - `medgen manifest fetch ixi -o DATA/ixi`
+    """
+    from medgen.read.manifest import find_manifest, load_manifest, where_to_get
+    from medgen.run.fetch import fetch_manifest
+
+    with _errors(), Progress() as progress:
+        manifest = find_manifest(manifest)
+        summary = fetch_manifest(manifest, output, progress.hear)
+    if summary.failed or not summary.usable:
+        _say(f"to be had by hand: {where_to_get(load_manifest(manifest))}")
+    _say(_counted({name: getattr(summary, name) for name in ("done", "kept", "failed", "skipped")}))
+    raise typer.Exit(summary.exit_code)
+
+
 @app.command()
 def demo(
     output: Annotated[Path, typer.Argument(help="Folder for the sample and its results.")] = Path("demo_output"),

@@ -9,6 +9,7 @@ MedgenError
 ├── OutputError             a result cannot be written (disk full, no permission, would not fit the type)
 ├── NoInputError            nothing to work on was found
 ├── ManifestError           a data manifest is not valid
+├── FetchError              a file of a data set cannot be had, or is not the one that its manifest states
 ├── BundleError             a bundle is incomplete, or its weights are not the ones it names
 │   └── UntrustedError      a bundle from elsewhere is code, and nobody has said that it may run
 └── DeviceError             the device asked for is not there, or too small for the smallest region
@@ -54,6 +55,10 @@ class NoInputError(MedgenError):
 
 class ManifestError(MedgenError):
     """A data manifest is not valid."""
+
+
+class FetchError(MedgenError):
+    """A file of a data set cannot be had, or is not the one that its manifest states."""
 
 
 class BundleError(MedgenError):
