@@ -88,7 +88,10 @@ def write_manifest(
         OutputError: it cannot be written.
     """
     if not cohort.cases:
-        raise NoInputError(f"expected cases in {cohort.root.name}, found none and left out {len(cohort.left_out)}")
+        raise NoInputError(
+            f"expected cases in {cohort.root.name}, found none and left out {len(cohort.left_out)};"
+            " compare --image and --target with the files' names"
+        )
     split = _split(cohort.cases, fractions, seed)
     shares = ",".join(f"{name}={fraction:g}" for name, fraction in fractions.items())
     manifest = {
