@@ -1,0 +1,67 @@
+"""What the commands share: options that mean the same everywhere, and how they print and fail."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from medgen.errors import MedgenError, UntrustedError
+
+NOTHING_STARTED = 2
+
+Bundle = Annotated[str, typer.Argument(metavar="BUNDLE", help="Name of an installed bundle, or a bundle's folder.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of a table for people.")]
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Run the code of a bundle that did not come with medgen. Read it first.")
+]
+Manifest = Annotated[Path, typer.Argument(metavar="FILE", help="A manifest, or the name of one that medgen brings.")]
+Device = Annotated[
+    str, typer.Option(help="`auto`, `cpu`, `cuda` or `cuda:N`; `auto` takes the GPU where there is one.")
+]
+Input = Annotated[
+    Path,
+    typer.Option(
+        "--input", "-i", help="A file, a folder (searched to the bottom), a .txt or .tsv list, or a data manifest."
+    ),
+]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results; made if it is not there.")]
+AllowIrregular = Annotated[
+    bool,
+    typer.Option(
+        "--allow-irregular",
+        help="Resample tilted or unevenly spaced series to a regular grid, not refuse them.",
+    ),
+]
+
+
+def say(text: str) -> None:
+    """Prints one line."""
+    typer.echo(text)
+
+
+def print_json(value: object) -> None:
+    """Prints what a program reads."""
+    say(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def counted(counts: Mapping[str, int]) -> str:
+    """Reads `{"done": 2, "failed": 0}` as "2 done"; what is zero is not named."""
+    return ", ".join(f"{count} {what}" for what, count in counts.items() if count) or "nothing"
+
+
+@contextmanager
+def errors() -> Iterator[None]:
+    """Turns what medgen raises on purpose into one message and exit code 2; anything else is a bug and shows itself."""
+    try:
+        yield
+    except UntrustedError as error:
+        for kind, what, where in error.items:
+            typer.echo(f"{kind:<11}{where}: {what}", err=True)
+        typer.echo(f"medgen: {error}", err=True)
+        raise typer.Exit(NOTHING_STARTED) from error
+    except MedgenError as error:
+        typer.echo(f"medgen: {error}", err=True)
+        raise typer.Exit(NOTHING_STARTED) from error
