@@ -12,6 +12,7 @@ The protocol is frozen; changing any constant here makes every published number 
 Source: SSIM after Wang et al., IEEE TIP 13(4), 2004, with K1 = 0.01 and K2 = 0.03.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -115,6 +116,12 @@ def high_frequency_energy(volume: Volume) -> float:
         twice[-1] = 1.0
     energy = (spectrum.real**2 + spectrum.imag**2) * twice
     return float(energy[radius2 > 0.25].sum(dtype=np.float64))
+
+
+def score_item(prediction: npt.ArrayLike, item: Mapping[str, npt.ArrayLike]) -> dict[str, float]:
+    """Scores a prediction against an item's `target`, with its `image` as the source, as `medgen train` asks."""
+    score = score_synthesis(prediction, item["target"], item["image"], item.get("brain"))
+    return {"psnr_db": score.psnr_db, "ssim": score.ssim, "hf_ratio": score.hf_ratio}
 
 
 def score_synthesis(

@@ -1,0 +1,26 @@
+"""How far a Gaussian code lies from the standard normal distribution, with the reduction said, not guessed."""
+
+from typing import Literal
+
+from torch import Tensor
+
+Reduction = Literal["sum", "mean"]
+
+
+def gaussian_kl(mean: Tensor, log_variance: Tensor, over_latents: Reduction = "sum") -> Tensor:
+    """Returns KL(N(mean, variance) || N(0, 1)) in nats, averaged over the batch.
+
+    Args:
+        mean: `(B, ...)`.
+        log_variance: same shape.
+        over_latents: `sum` is the divergence of the whole code, which the evidence lower bound holds against a
+            reconstruction summed over voxels; `mean` is that of one latent, for reconstructions averaged over voxels.
+
+    Source: Kingma and Welling, "Auto-encoding variational Bayes", ICLR 2014, appendix B.
+
+    Example:
+        >>> float(gaussian_kl(torch.ones(2, 3), torch.zeros(2, 3)))
+        1.5
+    """
+    each = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).flatten(1)
+    return each.sum(1).mean() if over_latents == "sum" else each.mean()
