@@ -1,4 +1,5 @@
 """How far a run is, on standard error: on a terminal a bar with counts and time left, else a plain line a case."""
+# A training has its own display: a line an epoch, and whatever its health monitor has to say.
 
 import time
 from types import TracebackType
@@ -10,6 +11,7 @@ from rich.progress import Progress as Bar
 
 if TYPE_CHECKING:  # the command line must answer before numpy is imported
     from medgen.run.steps import Event
+    from medgen.run.train import TrainEvent
 
 _SETTLED = ("done", "kept", "failed", "skipped")
 
@@ -66,6 +68,58 @@ class Progress:
             self._say(f"{place}{event.kind} {event.case}{said}")
         elif event.kind in ("redo", "busy", "stop"):
             self._say(f"{event.kind} {event.case}{said}".replace(" :", ":"))
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+class TrainProgress:
+    """Shows the events of a training; a context manager.
+
+    Args:
+        console: where to; standard error if not given.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True)
+        self._bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[said]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            speed_estimate_period=600,
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def hear(self, event: "TrainEvent") -> None:
+        """Shows one event of `medgen.run.train.train_job`."""
+        said = ", ".join(f"{name} {value:.4g}" for name, value in event.numbers.items())
+        if event.kind == "begin":
+            self._task = self._bar.add_task("training", total=event.epochs * event.iterations or None, said="")
+        elif self._task is not None:
+            done = (event.epoch - 1) * event.iterations + event.iteration
+            rate = f"{event.samples_per_second:.2g} samples/s"
+            self._bar.update(self._task, completed=done, said=f"{said} {rate}", description=f"epoch {event.epoch}")
+        if event.kind == "health":
+            self._say(f"health: {event.message}")
+        elif event.kind == "validation":
+            self._say(f"epoch {event.epoch}: validation {said}")
+        elif event.kind == "epoch" and not self._console.is_terminal:
+            self._say(f"epoch {event.epoch} of {event.epochs}: {said}, {event.samples_per_second:.2g} samples/s")
 
     def _say(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -22,7 +22,7 @@ from medgen.simulate.signal import t1_weighted, t2_weighted
 
 _log = logging.getLogger(__name__)
 
-CHECKPOINT_EPOCHS = 2
+CHECKPOINT_EPOCHS, CHECKPOINTS_KEPT = 2, 3
 # Beside the package in a checkout, inside it in a wheel.
 _MANIFEST_PLACES = (Path(__file__).parents[2] / "data_manifests", Path(__file__).parents[1] / "data_manifests")
 
@@ -64,7 +64,10 @@ def training_items(
 
 
 def simulated_items(
-    count: int, shape: tuple[int, int, int] = (40, 48, 44), spacing: tuple[float, float, float] = (4.0, 4.2, 4.1)
+    count: int,
+    shape: tuple[int, int, int] = (40, 48, 44),
+    spacing: tuple[float, float, float] = (4.0, 4.2, 4.1),
+    first_seed: int = 0,
 ) -> list[dict[str, Any]]:
     """Makes pairs by formula, T1-weighted `image` and T2-weighted `target`, for a training that shows that it runs.
 
@@ -72,9 +75,10 @@ def simulated_items(
         count: simulated people, each with a brain alone.
         shape: of the volumes `[voxels]`.
         spacing: of their voxels `[mm]`.
+        first_seed: of the first; people of different seeds are different people.
     """
     grid = head_grid((shape[0], shape[1], shape[2]), (spacing[0], spacing[1], spacing[2]))
-    return [_simulated_item(grid, seed) for seed in range(count)]
+    return [_simulated_item(grid, seed) for seed in range(first_seed, first_seed + count)]
 
 
 def _simulated_item(grid: Grid, seed: int) -> dict[str, Any]:
@@ -85,7 +89,7 @@ def _simulated_item(grid: Grid, seed: int) -> dict[str, Any]:
     volumes = {
         key: MetaTensor(torch.from_numpy(v.astype(np.float32))[None], affine=affine) for key, v in images.items()
     }
-    return {**volumes, "weight": 1.0, "strip": False}
+    return {**volumes, "weight": 1.0, "strip": False, "patient": f"simulated-{seed}"}
 
 
 def start(
@@ -106,7 +110,9 @@ def start(
     if len(items) == 0:
         raise NoInputError("expected training pairs in the data folder, found none; check dataset_dir")
     states = {**checkpoint, "trainer": trainer}
-    CheckpointSaver(output_dir, states, save_interval=CHECKPOINT_EPOCHS).attach(trainer)
+    CheckpointSaver(
+        output_dir, states, save_interval=CHECKPOINT_EPOCHS, n_saved=CHECKPOINTS_KEPT, epoch_level=True
+    ).attach(trainer)
     if resume_from:
         CheckpointLoader(resume_from, states).attach(trainer)
     trainer.run()

@@ -7,7 +7,9 @@ import torch
 from monai.handlers import CheckpointLoader, CheckpointSaver
 from torch import Tensor, nn
 
-from medgen.engines.paired import Adversary, MovingAverage, PairedTrainer, Player, gradient_norm
+from medgen.engines.adversary import Adversary, gradient_norm
+from medgen.engines.paired import PairedTrainer
+from medgen.engines.player import MovingAverage, Player
 from medgen.losses.adversarial import least_squares_d_loss, least_squares_g_loss
 
 

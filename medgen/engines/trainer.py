@@ -1,0 +1,118 @@
+"""What every trainer here does alike: precision, ranks, seeds by epoch, gradients flushed at an epoch's end."""
+
+import os
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.engines import Trainer
+from torch import Tensor, distributed
+
+from medgen.engines.player import Player
+
+Batch = Mapping[str, Any]
+Amp = bool | Literal["bf16", "fp16"]
+_HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class ImageTrainer(Trainer):  # type: ignore[misc]
+    """The part of a trainer that does not depend on what is trained; subclasses write `_iteration`.
+
+    An epoch's random numbers depend on the seed and the epoch alone, so that a training resumed from the checkpoint of
+    any epoch equals one that never stopped, bit for bit on the CPU. A sampler with `set_epoch` is told the epoch.
+
+    Args:
+        device: where batches go.
+        max_epochs: to train.
+        train_data_loader: of batches.
+        players: everything whose weights move.
+        options: `amp`: autocast of the networks' passes, `bf16` (or true: needs no loss scaling), `fp16` (scaled) or
+            false; losses get float32; `seed`: of the epochs' random numbers, None leaves them alone; `deterministic`:
+            only algorithms that give the same result again (slower); `train_handlers`: ignite handlers.
+        names: further options that the subclass reads.
+    """
+
+    def __init__(
+        self,
+        device: torch.device | str,
+        max_epochs: int,
+        train_data_loader: Iterable[Batch],
+        players: Sequence[Player],
+        options: Mapping[str, Any] | None = None,
+        names: Sequence[str] = (),
+    ) -> None:
+        chosen = dict(options or {})
+        known = ("amp", "seed", "deterministic", "train_handlers", *names)
+        if unknown := sorted(set(chosen) - set(known)):
+            raise ValueError(f"expected options {', '.join(known)}, got {', '.join(unknown)}")
+        self.players = list(players)
+        self.half = _half(chosen.get("amp", False))
+        self.seed: int | None = chosen.get("seed")
+        if chosen.get("deterministic", False):
+            torch.use_deterministic_algorithms(mode=True)
+        if self.half is torch.float16:
+            for player in self.players:
+                player.scaler = player.scaler or torch.amp.GradScaler(torch.device(device).type)
+        # MONAI's own `amp` builds a CUDA gradient scaler whatever the precision.
+        super().__init__(
+            device=torch.device(device),
+            max_epochs=max_epochs,
+            data_loader=train_data_loader,
+            handlers=chosen.get("train_handlers"),
+        )
+        self.add_event_handler(Events.EPOCH_STARTED, self._begin_epoch)
+        self.add_event_handler(Events.EPOCH_COMPLETED, self._flush)
+
+    def _begin_epoch(self, engine: Engine) -> None:
+        epoch = int(engine.state.epoch)
+        if self.seed is not None:
+            rank = distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
+            seed = (self.seed * 1_000_003 + epoch * 1009 + rank) % 2**32
+            # Not MONAI's set_determinism: it also turns off cuDNN's choice of the fastest algorithm.
+            torch.manual_seed(seed)
+            np.random.seed(seed)  # MONAI's transforms draw from the global state
+            random.seed(seed)
+        sampler = getattr(self.data_loader, "sampler", None)
+        if sampler is not None and hasattr(sampler, "set_epoch"):
+            sampler.set_epoch(epoch)
+
+    def _flush(self, engine: Engine) -> None:
+        for player in self.players:
+            player.flush()
+
+    def _to_device(self, batch: Batch, *keys: str) -> list[Tensor]:
+        return [batch[key].to(self.state.device, non_blocking=True) for key in keys]
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.state.device.type, dtype=self.half or torch.bfloat16, enabled=self.half is not None)
+
+
+def _half(amp: Amp) -> torch.dtype | None:
+    if not amp:
+        return None
+    name = "bf16" if amp is True else amp
+    if name not in _HALF:
+        raise ValueError(f"expected amp to be true, false, {' or '.join(_HALF)}, got {amp!r}")
+    return _HALF[name]
+
+
+def losses_of(output: Mapping[str, Any]) -> dict[str, float]:
+    """Picks the losses out of an iteration's output, as `StatsHandler(output_transform=...)` prints them."""
+    return {key: float(output[key]) for key in ("loss", "g_loss", "d_loss") if key in output}
+
+
+def join_ranks() -> torch.device:
+    """Joins the processes that `torchrun` started; returns the device of this one. Alone, it only picks the device.
+
+    Example:
+        `torchrun --nproc_per_node 2 -m monai.bundle run --config_file configs/train.yaml ...`
+    """
+    cuda = torch.cuda.is_available()
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if "RANK" in os.environ and not distributed.is_initialized():
+        distributed.init_process_group("nccl" if cuda else "gloo")
+    return torch.device("cuda", local) if cuda else torch.device("cpu")

@@ -1,0 +1,152 @@
+"""Trains two translators between two sets of images that have no pairs: CycleGAN.
+
+Source: Zhu et al., "Unpaired image-to-image translation using cycle-consistent adversarial networks", ICCV 2017.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from ignite.engine import Engine
+from torch import Tensor
+
+from medgen.engines.adversary import Adversary
+from medgen.engines.player import MovingAverage, Player, move
+from medgen.engines.pool import ImagePool
+from medgen.engines.trainer import Batch, ImageTrainer
+
+ImageLoss = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass
+class Direction:
+    """One way of the cycle.
+
+    Attributes:
+        generator: translates into this direction's domain.
+        adversary: judges images of that domain alone; its `weight` counts against the cycle's as it is.
+        average: follows the generator, or None.
+        pool: earlier translations that the discriminator is shown again.
+    """
+
+    generator: Player
+    adversary: Adversary
+    average: MovingAverage | None = None
+    pool: ImagePool = field(default_factory=ImagePool)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what a checkpoint must hold."""
+        state = {
+            "generator": self.generator.state_dict(),
+            "discriminator": self.adversary.player.state_dict(),
+            "pool": self.pool.state_dict(),
+        }
+        return state if self.average is None else {**state, "average": self.average.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues from a checkpoint."""
+        self.generator.load_state_dict(state["generator"])
+        self.adversary.player.load_state_dict(state["discriminator"])
+        self.pool.load_state_dict(state["pool"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+
+
+@dataclass
+class CycleRules:
+    """What holds the translations to their sources.
+
+    Attributes:
+        cycle_loss: between an image and its return from the other domain.
+        cycle_weight: of it; 10 in the paper.
+        identity_weight: of a generator's change to an image that already is of its domain, relative to `cycle_weight`;
+            it keeps intensities in place. 0 saves two passes.
+        anatomy_loss: of (source, translation), for what both domains must share; a cycle alone may shift or swap
+            anatomy and swap it back. None leaves it out.
+        anatomy_weight: of it.
+    """
+
+    cycle_loss: ImageLoss = torch.nn.functional.l1_loss
+    cycle_weight: float = 10.0
+    identity_weight: float = 0.5
+    anatomy_loss: ImageLoss | None = None
+    anatomy_weight: float = 1.0
+
+
+class UnpairedTrainer(ImageTrainer):
+    """Each iteration moves both generators by one loss, then both discriminators by one each.
+
+    `engine.state.output` has `loss`, `g_loss` (both adversarial parts), `cycle_loss`, `d_loss` and what
+    `Adversary.learn` tells (of the forward direction), `pred` (translated `image`) and `real` (`target`).
+
+    Args:
+        device: where batches go.
+        max_epochs: to train.
+        train_data_loader: of batches with `image` and `target`, each `(B, C, ...)`, which need not belong together.
+        forth: from `image`'s domain to `target`'s: the one to keep.
+        back: from `target`'s domain to `image`'s.
+        rules: weights of the terms.
+        options: those of `ImageTrainer`.
+    """
+
+    def __init__(
+        self,
+        device: torch.device | str,
+        max_epochs: int,
+        train_data_loader: Iterable[Batch],
+        forth: Direction,
+        back: Direction,
+        rules: CycleRules | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.forth, self.back, self.rules = forth, back, rules or CycleRules()
+        players = [p for d in (forth, back) for p in (d.generator, d.adversary.player)]
+        super().__init__(device, max_epochs, train_data_loader, players, options)
+
+    def _iteration(self, engine: Engine, batchdata: Batch) -> dict[str, Any]:
+        a, b = self._to_device(batchdata, "image", "target")
+        for player in self.players:
+            player.network.train()
+        fake_b, fake_a, told = self._move_generators(a, b)
+        told |= self._teach(self.back, a, fake_a)
+        told |= self._teach(self.forth, b, fake_b)
+        return {**told, "pred": fake_b, "real": b}
+
+    def _move_generators(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, dict[str, float]]:
+        with self._autocast():
+            fake_b, fake_a = self.forth.generator.network(a), self.back.generator.network(b)
+            back_a, back_b = self.back.generator.network(fake_b), self.forth.generator.network(fake_a)
+            felt = self._felt(self.forth, fake_b) + self._felt(self.back, fake_a)
+        cycle = self.rules.cycle_loss(back_a.float(), a) + self.rules.cycle_loss(back_b.float(), b)
+        loss = felt + self.rules.cycle_weight * (cycle + self._identity(a, b))
+        if self.rules.anatomy_loss is not None:
+            shared = self.rules.anatomy_loss(a, fake_b.float()) + self.rules.anatomy_loss(b, fake_a.float())
+            loss = loss + self.rules.anatomy_weight * shared
+        moved = move([self.forth.generator, self.back.generator], loss)
+        for direction, did in zip((self.forth, self.back), moved, strict=True):
+            if did and direction.average is not None:
+                direction.average.update(direction.generator.network)
+        told = {"loss": loss.item(), "g_loss": felt.item(), "cycle_loss": cycle.item()}
+        return fake_b.float().detach(), fake_a.float().detach(), told | {"g_norm": self.forth.generator.norm}
+
+    def _identity(self, a: Tensor, b: Tensor) -> Tensor:
+        if self.rules.identity_weight == 0:
+            return torch.zeros((), device=a.device)
+        with self._autocast():
+            same_b, same_a = self.forth.generator.network(b), self.back.generator.network(a)
+        return self.rules.identity_weight * (
+            self.rules.cycle_loss(same_b.float(), b) + self.rules.cycle_loss(same_a.float(), a)
+        )
+
+    def _felt(self, direction: Direction, fake: Tensor) -> Tensor:
+        adversary = direction.adversary
+        if not adversary.is_felt(int(self.state.epoch)):
+            return torch.zeros((), device=fake.device)
+        return adversary.weight * adversary.felt(fake)
+
+    def _teach(self, direction: Direction, real: Tensor, fake: Tensor) -> dict[str, float]:
+        if not direction.adversary.plays(int(self.state.epoch)):
+            return {"d_loss": 0.0}
+        with self._autocast():
+            return direction.adversary.learn(real, direction.pool.exchange(fake))

@@ -1,0 +1,81 @@
+"""Which item is drawn when, and with which random damage: a function of the seed and the epoch, and of nothing else.
+
+Data loaders seed their workers by chance, so a resumed training would see other images than one that never stopped.
+Here a sampler hands out (index, seed) pairs, and the dataset seeds its transforms by them.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import Dataset as MonaiDataset
+from torch import distributed
+from torch.utils.data import Dataset, Sampler
+
+Draw = tuple[int, int]
+
+
+class WeightedDraws(Sampler[Draw]):
+    """Draws items in proportion to their weight, with replacement, and a seed with each.
+
+    Over the processes of `torchrun` each takes its share of the same draws, every n-th, so that n processes with a
+    batch of one see in a step what one process with a batch of n does.
+
+    Args:
+        items: to draw from; their `weight` counts, 1 where there is none.
+        draws: in an epoch, over all processes; where there is nothing to draw from, nothing is drawn.
+        seed: of the draws.
+    """
+
+    def __init__(self, items: Sequence[Mapping[str, Any]], draws: int, seed: int = 0) -> None:
+        weights = np.asarray([float(item.get("weight", 1.0)) for item in items])
+        self.shares = weights / weights.sum() if len(items) > 0 else weights
+        self.draws, self.seed, self.epoch = draws, seed, 1
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the draws of this epoch; trainers call it."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Returns how many this process draws; 1 where there is nothing, as loaders do not build on nothing."""
+        return -(-self.draws // _ranks()[1]) if len(self.shares) > 0 else 1
+
+    def __iter__(self) -> Iterator[Draw]:
+        """Yields this epoch's draws of this process."""
+        if len(self.shares) == 0:
+            return
+        rank, count = _ranks()
+        random = np.random.default_rng([self.seed, self.epoch])
+        total = len(self) * count
+        chosen = random.choice(len(self.shares), total, p=self.shares)
+        seeds = random.integers(2**31, size=total)
+        yield from zip(chosen[rank::count].tolist(), seeds[rank::count].tolist(), strict=True)
+
+
+class SeededDataset(Dataset[Any]):
+    """Seeds the transforms of a MONAI dataset by each draw; also torch's global state, which some transforms use.
+
+    Args:
+        dataset: with a `transform` whose `set_random_state` reaches all of its random parts (`Compose`).
+    """
+
+    def __init__(self, dataset: MonaiDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        """Returns the number of items, not of draws."""
+        return len(self.dataset)
+
+    def __getitem__(self, draw: Draw) -> Any:  # noqa: ANN401  # whatever the transforms make
+        """Returns the item of the draw, damaged as its seed says."""
+        index, seed = draw
+        self.dataset.transform.set_random_state(seed=seed)
+        torch.manual_seed(seed)
+        return self.dataset[index]
+
+
+def _ranks() -> tuple[int, int]:
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1

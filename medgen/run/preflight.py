@@ -1,0 +1,108 @@
+"""What is checked before a training's first step, so that nobody learns of it after the night."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from monai.data import MetaTensor
+
+from medgen.errors import MedgenError
+from medgen.geometry import Grid
+from medgen.read.discover import find_cases
+from medgen.read.reader import read_image
+from medgen.run.trust_code import load_config
+
+ROLES = ("image", "target", "mask", "brain")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at.
+
+    Attributes:
+        what: of which item.
+        finding: what was found.
+        wrong: it would spoil the training.
+    """
+
+    what: str
+    finding: str
+    wrong: bool = False
+
+
+def check_items(
+    items: Sequence[Mapping[str, Any]], *, registers: bool, paired: bool = True, voxels: int = 4
+) -> list[Check]:
+    """Checks that the files of a datalist exist, that pairs lie on one grid, and that values are usable.
+
+    Args:
+        items: with paths by role, or with volumes (nothing to check then but values).
+        registers: the preprocessing registers pairs itself, so that grids may differ.
+        paired: `target` belongs to the same item's `image`; unpaired lists need no common grid.
+        voxels: items whose voxels are read too; grids of all are read from headers.
+    """
+    checks = [Check("items", f"{len(items)}, of {len(_patients(items))} patients", wrong=len(items) == 0)]
+    for number, item in enumerate(items):
+        roles = {role: item[role] for role in ROLES if isinstance(item.get(role), str)}
+        gone = [Check(_name(path), "is not there", wrong=True) for path in roles.values() if not Path(path).exists()]
+        checks += gone
+        if gone or not roles:
+            continue
+        try:
+            grids = {role: _grid(Path(path)) for role, path in roles.items()}
+            if number < voxels:
+                checks += [_value_check(path) for path in roles.values()]
+        except MedgenError as error:
+            checks.append(Check(_name(roles["image"]), str(error), wrong=True))
+            continue
+        if paired and "target" in grids:
+            checks += _grid_checks(_name(roles["target"]), grids, registers=registers)
+    return checks
+
+
+def leaks(train: Iterable[Mapping[str, Any]], validation: Iterable[Mapping[str, Any]]) -> list[Check]:
+    """Finds patients that a model would be trained and measured on."""
+    both = sorted(_patients(train) & _patients(validation))
+    return [
+        Check(patient, "is in training and in validation; a patient belongs to one split", wrong=True)
+        for patient in both
+    ]
+
+
+def registers_pairs(config: Path) -> bool:
+    """Says whether a training config names a registering transform."""
+    return "RegisterToSourced" in str(load_config(config))
+
+
+def _patients(items: Iterable[Mapping[str, Any]]) -> set[str]:
+    return {str(item["patient"]) for item in items if "patient" in item}
+
+
+def _name(path: str) -> str:
+    return "/".join(Path(path).parts[-2:])
+
+
+def _grid(path: Path) -> Grid:
+    found = [case for case in find_cases(path, salt=b"training") if not case.excluded]
+    if len(found) != 1 or found[0].grid is None:
+        raise MedgenError(f"expected one volume at {_name(str(path))}, got {len(found)}; see `medgen inspect`")
+    return found[0].grid
+
+
+def _grid_checks(name: str, grids: Mapping[str, Grid], *, registers: bool) -> list[Check]:
+    difference = grids["target"].differs_from(grids["image"])
+    if not difference:
+        return []
+    if registers:
+        return [Check(name, f"lies on another grid and is registered: {difference}")]
+    return [Check(name, f"lies on another grid than its image: {difference}; register it first", wrong=True)]
+
+
+def _value_check(path: str) -> Check:
+    case = next(case for case in find_cases(Path(path), salt=b"training") if not case.excluded)
+    volume: MetaTensor = read_image(case)
+    values = np.asarray(volume.as_tensor())
+    low, high = np.percentile(values[:, ::2, ::2, ::2], [1, 99])
+    return Check(_name(path), f"values {low:.4g} to {high:.4g} (1st and 99th percentile)", wrong=bool(low == high))

@@ -1,0 +1,197 @@
+"""Each failure is provoked on purpose and recognised; a healthy training raises no alarm."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Engine, Events
+from torch import Tensor, nn
+
+from medgen.engines.health import HealthMonitor
+from medgen.engines.player import Player
+from medgen.engines.symptoms import Limits, collapse, dead, mean_distance, oscillation, rhythm_of, vanishing
+from medgen.losses.adversarial import (
+    hinge_d_loss,
+    hinge_g_loss,
+    least_squares_d_loss,
+    least_squares_g_loss,
+    minimax_d_loss,
+    minimax_g_loss,
+    non_saturating_g_loss,
+    wasserstein_d_loss,
+    wasserstein_g_loss,
+)
+from medgen.losses.penalty import gradient_penalty, r1_penalty
+from tests.engines.toys import Dirac, gan, ring
+
+LIMITS = Limits()
+
+
+def ailments(monitor: HealthMonitor) -> set[str]:
+    return {finding.ailment for finding in monitor.findings}
+
+
+def point(spread: float = 0.3) -> list[dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(3)
+    return [{"image": spread * torch.randn(32, 1, generator=generator)} for _ in range(50)]
+
+
+HEALTHY = {
+    "non-saturating": ((minimax_d_loss, non_saturating_g_loss), partial(r1_penalty, weight=1.0)),
+    "least squares": ((least_squares_d_loss, least_squares_g_loss), partial(r1_penalty, weight=1.0)),
+    "hinge": ((hinge_d_loss, hinge_g_loss), partial(r1_penalty, weight=1.0)),
+    "Wasserstein": ((wasserstein_d_loss, wasserstein_g_loss), partial(gradient_penalty, weight=1.0)),
+}
+
+
+@pytest.mark.parametrize("objective", HEALTHY)
+def test_a_healthy_training_raises_no_alarm(objective: str) -> None:
+    losses, penalty = HEALTHY[objective]
+    monitor = HealthMonitor()
+    gan((1e-3, 2e-3), losses, penalty, epochs=30, monitor=monitor).run()
+    assert monitor.findings == []
+    assert monitor.summary()["diversity"] > 0.5
+
+
+def test_a_saturated_minimax_is_a_vanishing_gradient() -> None:
+    monitor = HealthMonitor()
+    gan((1e-5, 1e-2), (minimax_d_loss, minimax_g_loss), epochs=10, monitor=monitor).run()
+    assert "vanishing" in ailments(monitor)
+    assert "non-saturating" in monitor.findings[0].message
+
+
+def test_a_generator_that_outruns_its_judge_collapses() -> None:
+    monitor = HealthMonitor()
+    gan((1e-2, 1e-4), epochs=10, monitor=monitor).run()
+    assert "collapse" in ailments(monitor)
+
+
+def dirac(penalty: float, monitor: HealthMonitor) -> None:
+    """The GAN of Mescheder et al. (ICML 2018): without a penalty it circles its equilibrium for ever."""
+    r1 = partial(r1_penalty, weight=penalty) if penalty else None
+    networks = (Dirac(1.0), Dirac(1.0, slope=True))
+    gan((0.1, 0.1), penalty=r1, epochs=20, data=point(), networks=networks, monitor=monitor, sgd=True).run()
+
+
+def test_a_gan_that_circles_its_equilibrium_oscillates_and_its_penalty_heals_it() -> None:
+    ill, healed = HealthMonitor(), HealthMonitor()
+    dirac(0.0, ill)
+    dirac(1.0, healed)
+    assert "oscillation" in ailments(ill)
+    assert "oscillation" not in ailments(healed)
+
+
+class Broken(nn.Module):
+    """A discriminator that turns into NaN, or that nothing flows through."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.inner = nn.Linear(2, 1)
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.factor * self.inner(x)
+
+
+@pytest.mark.parametrize(("factor", "word"), [(float("nan"), "not finite"), (0.0, "exactly 0")])
+def test_dead_updates_are_named(factor: float, word: str) -> None:
+    monitor = HealthMonitor(patience=100)
+    data = [{"image": batch["image"][:8]} for batch in ring()]
+    gan(epochs=4, data=data, networks=(nn.Linear(1, 2), Broken(factor)), monitor=monitor).run()
+    assert "dead" in ailments(monitor)
+    assert word in monitor.findings[0].message
+
+
+def test_stop_ends_the_training() -> None:
+    monitor = HealthMonitor("stop")
+    trainer = gan((1e-2, 1e-4), epochs=30, monitor=monitor)
+    trainer.run()
+    assert trainer.state.iteration < 30 * 50
+    assert len(monitor.findings) == 1
+
+
+def test_slow_halves_the_rate_of_the_discriminator() -> None:
+    trainer = gan((1e-5, 1e-2), (minimax_d_loss, minimax_g_loss), epochs=10)
+    optimizer = trainer.adversary.player.optimizer
+    monitor = HealthMonitor("slow", [optimizer], window=2000)
+    monitor.attach(trainer)
+    trainer.run()
+    vanished = sum(finding.ailment != "collapse" for finding in monitor.findings)
+    assert vanished >= 1
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-2 * 0.5**vanished)
+
+
+def test_rollback_returns_to_the_last_healthy_epoch() -> None:
+    trainer = gan((1e-3, 1e-3), penalty=partial(r1_penalty, weight=1.0), epochs=8)
+    players = {"generator": trainer.generator, "discriminator": trainer.adversary.player}
+    monitor = HealthMonitor("rollback", [trainer.adversary.player.optimizer], players, patience=100, every=25)
+    ends: dict[int, Tensor] = {}
+    after: list[Tensor] = []
+
+    def poison(engine: Engine) -> None:
+        if 300 < engine.state.iteration <= 350 and not monitor.findings:
+            engine.state.output["g_norm"] = float("nan")
+
+    def look(engine: Engine) -> None:
+        if monitor.findings and not after:
+            after.append(_weights(trainer.generator))
+
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, poison)
+    monitor.attach(trainer)
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, look)
+    trainer.add_event_handler(
+        Events.EPOCH_COMPLETED, lambda e: ends.update({e.state.epoch: _weights(trainer.generator)})
+    )
+    trainer.run()
+    assert [(finding.ailment, finding.remedy, finding.epoch) for finding in monitor.findings] == [
+        ("dead", "rollback", 7)
+    ]
+    assert torch.equal(after[0], ends[6])
+    assert trainer.adversary.player.optimizer.param_groups[0]["lr"] == pytest.approx(5e-4)
+
+
+def _weights(player: Player) -> Tensor:
+    return torch.cat([p.detach().flatten().clone() for p in player.network.parameters()])
+
+
+@pytest.mark.parametrize(("remedy", "word"), [("rollback", "checkpoint"), ("slow", "optimizers")])
+def test_a_remedy_without_its_means_is_refused(remedy: str, word: str) -> None:
+    with pytest.raises(ValueError, match=word):
+        HealthMonitor(remedy)  # type: ignore[arg-type]
+
+
+def test_rhythms_are_measured() -> None:
+    time = np.arange(300)
+    noise = np.random.default_rng(0).normal(size=300)
+    assert rhythm_of(np.sin(2 * np.pi * time / 30) + 0.01 * time) == (30, pytest.approx(1.0, abs=0.05))
+    assert rhythm_of(noise)[1] < 0.4
+    assert rhythm_of(np.exp(-time / 50))[1] < 0.6
+    assert rhythm_of(np.zeros(300)) == (0, 0.0)
+
+
+def test_a_rhythm_of_one_epoch_is_that_of_the_data() -> None:
+    wave = np.sin(2 * np.pi * np.arange(300) / 30)
+    history, gaps = {"g_loss": list(wave), "d_loss": list(-wave)}, wave[:, None]
+    assert oscillation(history, gaps, 1.0, LIMITS) is not None
+    assert oscillation(history, gaps, 1.0, LIMITS, epoch_length=30) is None
+    assert oscillation(history, gaps, 100.0, LIMITS) is None  # too small a swing to matter
+
+
+def test_each_symptom_needs_its_numbers() -> None:
+    assert vanishing({}, LIMITS) is None
+    assert collapse({"diversity": [0.1]}, LIMITS) is None
+    assert dead({"g_norm": [float("nan")] * 3}, LIMITS) is None
+    assert oscillation({}, np.zeros((0, 1)), 1.0, LIMITS) is None
+
+
+def test_a_sure_discriminator_that_still_pulls_is_no_symptom() -> None:
+    pull = list(np.linspace(1.0, 0.5, 100))
+    assert vanishing({"g_pull": pull, "d_accuracy": [1.0] * 100}, LIMITS) is None
+    assert vanishing({"g_pull": [*pull[:50], *[0.001] * 50], "d_accuracy": [1.0] * 100}, LIMITS) is not None
+    assert vanishing({"g_pull": [*pull[:50], *[0.001] * 50], "d_accuracy": [0.6] * 100}, LIMITS) is None
+
+
+def test_mean_distance_of_known_points() -> None:
+    assert mean_distance([[0.0, 0.0], [3.0, 4.0]]) == pytest.approx(5.0)
+    assert mean_distance([[1.0, 1.0]]) == 0

@@ -1,0 +1,127 @@
+"""CycleGAN's terms, each on numbers that can be worked out."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from medgen.engines.adversary import Adversary
+from medgen.engines.player import MovingAverage, Player
+from medgen.engines.pool import ImagePool
+from medgen.engines.unpaired import CycleRules, Direction, UnpairedTrainer
+from medgen.losses.adversarial import least_squares_d_loss, least_squares_g_loss
+
+
+class Scale(nn.Module):
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(factor))
+        self.seen: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(x.detach().clone())
+        return self.factor * x
+
+
+def direction(factor: float, weight: float = 1.0, rate: float = 0.0, pool: int = 0) -> Direction:
+    generator, judge = Scale(factor), Scale(1.0)
+    players = [Player(n, torch.optim.SGD(n.parameters(), rate)) for n in (generator, judge)]
+    adversary = Adversary(players[1], least_squares_d_loss, least_squares_g_loss, weight)
+    return Direction(players[0], adversary, MovingAverage(generator, 0.5), ImagePool(pool))
+
+
+def batches(count: int = 1) -> list[dict[str, Tensor]]:
+    return [{"image": torch.full((2, 1, 2, 2, 2), 1.0), "target": torch.full((2, 1, 2, 2, 2), 3.0)}] * count
+
+
+def trainer(forth: Direction, back: Direction, rules: CycleRules | None = None, epochs: int = 1) -> UnpairedTrainer:
+    return UnpairedTrainer("cpu", epochs, batches(), forth, back, rules, {"seed": 1})
+
+
+def test_the_terms_are_those_of_the_paper() -> None:
+    forth, back = direction(2.0), direction(0.25)
+    engine = trainer(forth, back, CycleRules(cycle_weight=10.0, identity_weight=0.5))
+    engine.run()
+    out = engine.state.output[0] if isinstance(engine.state.output, list) else engine.state.output
+    # a=1 -> 2 -> 0.5; b=3 -> 0.75 -> 1.5; identities: 2*3 against 3, 0.25*1 against 1
+    cycle = (1 - 0.5) + (3 - 1.5)
+    identity = 0.5 * ((6 - 3) + (1 - 0.25))
+    felt = 0.5 * (2 - 1) ** 2 + 0.5 * (0.75 - 1) ** 2
+    assert out["cycle_loss"] == pytest.approx(cycle)
+    assert out["g_loss"] == pytest.approx(felt)
+    assert out["loss"] == pytest.approx(felt + 10 * (cycle + identity))
+
+
+def test_each_discriminator_sees_its_own_domain_alone() -> None:
+    forth, back = direction(2.0), direction(0.25)
+    trainer(forth, back).run()
+    for_generator, real, fake = (x.unique().item() for x in forth.adversary.player.network.seen)
+    assert (for_generator, real, fake) == (2.0, 3.0, 2.0)
+    for_generator, real, fake = (x.unique().item() for x in back.adversary.player.network.seen)
+    assert (for_generator, real, fake) == (0.75, 1.0, 0.75)
+
+
+def test_a_perfect_cycle_without_adversaries_moves_nothing() -> None:
+    forth, back = direction(2.0, weight=0.0, rate=0.1), direction(0.5, weight=0.0, rate=0.1)
+    trainer(forth, back, CycleRules(identity_weight=0.0)).run()
+    assert forth.generator.network.factor.item() == 2.0
+    assert forth.adversary.player.network.seen == []
+
+
+def test_the_anatomy_term_sees_source_and_translation() -> None:
+    seen: list[tuple[float, float]] = []
+
+    def anatomy(source: Tensor, translation: Tensor) -> Tensor:
+        seen.append((source.unique().item(), translation.detach().unique().item()))
+        return translation.mean()
+
+    trainer(direction(2.0), direction(0.25), CycleRules(anatomy_loss=anatomy)).run()
+    assert seen == [(1.0, 2.0), (3.0, 0.75)]
+
+
+def test_a_resumed_cycle_equals_an_uninterrupted_one() -> None:
+    def make(epochs: int) -> UnpairedTrainer:
+        return UnpairedTrainer(
+            "cpu",
+            epochs,
+            batches(7),
+            direction(1.5, rate=0.01, pool=3),
+            direction(0.5, rate=0.01, pool=3),
+            None,
+            {"seed": 1},
+        )
+
+    whole, first, second = make(4), make(2), make(4)
+    whole.run()
+    first.run()
+    for name in ("forth", "back"):
+        getattr(second, name).load_state_dict(getattr(first, name).state_dict())
+    second.load_state_dict(first.state_dict() | {"max_epochs": 4})
+    second.run()
+    for name in ("forth", "back"):
+        assert torch.equal(
+            getattr(second, name).generator.network.factor, getattr(whole, name).generator.network.factor
+        )
+        assert torch.equal(getattr(second, name).average.network.factor, getattr(whole, name).average.network.factor)
+
+
+def test_a_cycle_learns_the_map_between_two_domains() -> None:
+    """Intensities of one domain are twice the other's: what makes the fakes real is a factor of 2, and back a half."""
+    torch.manual_seed(0)
+    data = [{"image": torch.rand(16, 1) + 0.5, "target": 2 * torch.rand(16, 1) + 1} for _ in range(40)]
+
+    def way(start: float) -> Direction:
+        generator = Scale(start)
+        judge = nn.Sequential(nn.Linear(1, 16), nn.LeakyReLU(0.2), nn.Linear(16, 1))
+        adversary = Adversary(
+            Player(judge, torch.optim.Adam(judge.parameters(), 5e-3, (0.5, 0.99))),
+            least_squares_d_loss,
+            least_squares_g_loss,
+            1.0,
+        )
+        return Direction(Player(generator, torch.optim.Adam(generator.parameters(), 1e-2, (0.5, 0.99))), adversary)
+
+    forth, back = way(1.0), way(1.0)
+    rules = CycleRules(torch.nn.functional.mse_loss, cycle_weight=1.0, identity_weight=0.0)
+    UnpairedTrainer("cpu", 8, data, forth, back, rules, {"seed": 1}).run()
+    assert forth.generator.network.factor.item() == pytest.approx(2.0, rel=0.15)
+    assert back.generator.network.factor.item() == pytest.approx(0.5, rel=0.15)

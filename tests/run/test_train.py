@@ -1,0 +1,183 @@
+"""`medgen train`: refuses what would spoil the night, trains, measures, continues, and leaves a card."""
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from medgen.cli import app
+from medgen.errors import BundleError, NoInputError
+from medgen.run.preflight import check_items, leaks
+from medgen.run.train import TrainEvent, TrainRequest, plan_training, train_job
+from medgen.run.train_config import open_training
+
+BUNDLE = "brain_t1_to_t2"
+
+
+def volume(path: Path, shift: float = 0.0, value: float | None = None) -> str:
+    affine = np.diag([1.0, 1.1, 1.2, 1.0])
+    affine[0, 3] = shift
+    voxels = np.full((6, 7, 8), value) if value is not None else np.arange(6 * 7 * 8.0).reshape(6, 7, 8)
+    nib.save(nib.Nifti1Image(voxels.astype(np.float32), affine), path)
+    return str(path)
+
+
+def smoke(output: Path, *changes: str, tracker: str = "none", **options: object) -> TrainRequest:
+    return TrainRequest(BUNDLE, output, config="smoke", changes=changes, tracker=tracker, **options)  # type: ignore[arg-type]
+
+
+def test_pairs_on_one_grid_pass(tmp_path: Path) -> None:
+    item = {"image": volume(tmp_path / "a.nii.gz"), "target": volume(tmp_path / "b.nii.gz"), "patient": "p"}
+    checks = check_items([item], registers=False)
+    assert not [check for check in checks if check.wrong]
+    assert checks[0].finding == "1, of 1 patients"
+    assert any("values" in check.finding for check in checks)
+
+
+@pytest.mark.parametrize(
+    ("registers", "paired", "wrong"), [(False, True, True), (True, True, False), (False, False, False)]
+)
+def test_pairs_on_two_grids_are_wrong_unless_they_are_registered_or_no_pairs(
+    tmp_path: Path, registers: bool, paired: bool, wrong: bool
+) -> None:
+    item = {"image": volume(tmp_path / "a.nii.gz"), "target": volume(tmp_path / "b.nii.gz", shift=9), "patient": "p"}
+    checks = check_items([item], registers=registers, paired=paired)
+    assert any(check.wrong for check in checks) == wrong
+
+
+def test_what_is_missing_constant_or_no_image_is_named(tmp_path: Path) -> None:
+    (tmp_path / "text.nii.gz").write_text("no image")
+    items = [
+        {"image": str(tmp_path / "gone.nii.gz"), "patient": "1"},
+        {"image": volume(tmp_path / "flat.nii.gz", value=3.0), "patient": "2"},
+        {"image": str(tmp_path / "text.nii.gz"), "patient": "3"},
+    ]
+    wrong = [check.what for check in check_items(items, registers=True) if check.wrong]
+    assert [Path(name).name for name in wrong] == ["gone.nii.gz", "flat.nii.gz", "text.nii.gz"]
+
+
+def test_nothing_to_train_on_is_wrong() -> None:
+    assert check_items([], registers=True)[0].wrong
+
+
+def test_a_patient_in_both_splits_is_a_leak() -> None:
+    found = leaks([{"patient": "a"}, {"patient": "b"}], [{"patient": "b"}])
+    assert [(check.what, check.wrong) for check in found] == [("b", True)]
+    assert leaks([{"patient": "a"}], [{"patient": "b"}]) == []
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[TrainEvent]]:
+    folder = tmp_path_factory.mktemp("run")
+    events: list[TrainEvent] = []
+    train_job(smoke(folder, "train.trainer.max_epochs=2", tracker="tensorboard"), events.append)
+    return folder, events
+
+
+def test_a_training_leaves_weights_a_table_pictures_and_a_card(trained: tuple[Path, list[TrainEvent]]) -> None:
+    folder, _ = trained
+    best = torch.load(folder / "best.pt", weights_only=True)
+    assert all(torch.isfinite(value).all() for value in best.values())
+    with (folder / "validation.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["epoch"] for row in rows] == ["2"]
+    assert float(rows[0]["psnr_db"]) > 0
+    assert (folder / "samples" / "epoch-0002.png").stat().st_size > 1000
+    card = (folder / "README.md").read_text()
+    assert f"{float(rows[0]['psnr_db']):.4g}" in card
+    assert "Not a medical device" in card
+    assert json.loads((folder / "train.json").read_text())["epochs"] == 2
+    assert list((folder / "tensorboard").glob("events*"))
+
+
+def test_it_tells_how_it_goes(trained: tuple[Path, list[TrainEvent]]) -> None:
+    kinds = [event.kind for event in trained[1]]
+    assert kinds[0] == "begin"
+    assert kinds.count("epoch") == 2
+    assert kinds.count("validation") == 1
+    assert kinds[-1] == "end"
+    epoch = next(event for event in trained[1] if event.kind == "epoch")
+    assert {"loss", "g_loss", "d_loss"} <= set(epoch.numbers)
+    assert epoch.samples_per_second > 0
+
+
+def weights(path: Path) -> torch.Tensor:
+    return torch.cat([value.flatten() for value in torch.load(path, weights_only=True).values()])
+
+
+def test_the_same_command_goes_on_where_the_last_one_ended(
+    trained: tuple[Path, list[TrainEvent]], tmp_path: Path
+) -> None:
+    """Two epochs and then two more equal four in one piece, bit for bit."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train_job(smoke(whole, "train.trainer.max_epochs=4"))
+    train_job(smoke(parts, "train.trainer.max_epochs=2"))
+    began: list[TrainEvent] = []
+    train_job(smoke(parts, "train.trainer.max_epochs=4"), began.append)
+    assert [event.epoch for event in began if event.kind == "epoch"] == [3, 4]
+    assert torch.equal(weights(parts / "best.pt"), weights(whole / "best.pt"))
+
+
+def test_weights_to_begin_with_are_those_the_first_step_starts_from(
+    trained: tuple[Path, list[TrainEvent]], tmp_path: Path
+) -> None:
+    still = ["train.trainer.max_epochs=1", "optimizer.lr=0", "optimizer.adam_lr=0"]
+    train_job(smoke(tmp_path, *still, weights=str(trained[0] / "best.pt")))
+    torch.testing.assert_close(weights(tmp_path / "best.pt"), weights(trained[0] / "best.pt"))
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+    torch.save({"other": torch.zeros(3)}, tmp_path / "other.pt")
+    with pytest.raises(BundleError, match="do not fit"):
+        train_job(smoke(tmp_path / "run", weights=str(tmp_path / "other.pt")))
+
+
+@pytest.mark.parametrize(
+    ("change", "word"), [("max_epoch=3", "names? something|name something"), ("novalue", "key=value")]
+)
+def test_a_change_of_nothing_is_refused(tmp_path: Path, change: str, word: str) -> None:
+    with pytest.raises(BundleError, match=word):
+        open_training(smoke(tmp_path, change))
+
+
+def test_a_manifest_cannot_replace_data_that_a_config_makes_itself(tmp_path: Path) -> None:
+    (tmp_path / "m.json").write_text("{}")
+    with pytest.raises(BundleError, match="makes its data itself"):
+        open_training(smoke(tmp_path, data=tmp_path / "m.json"))
+
+
+def test_nothing_to_train_on_starts_nothing(tmp_path: Path) -> None:
+    request = TrainRequest(BUNDLE, tmp_path / "run", data_root=tmp_path / "empty", tracker="none")
+    with pytest.raises(NoInputError, match="items"):
+        train_job(request)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_config_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="configs/trian"):
+        plan_training(TrainRequest(BUNDLE, tmp_path, config="trian"))
+
+
+def invoke(*arguments: Sequence[str] | str | Path) -> tuple[int, str]:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return result.exit_code, result.output
+
+
+def test_a_dry_run_checks_and_writes_nothing(tmp_path: Path) -> None:
+    code, said = invoke("train", BUNDLE, "-o", tmp_path / "run", "--config", "smoke", "--dry-run")
+    assert code == 0
+    assert "items: 2, of 2 patients" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_command_trains_and_says_where_the_card_is(tmp_path: Path) -> None:
+    code, said = invoke("train", BUNDLE, "-o", tmp_path / "run", "--config", "smoke", "--track", "none")
+    assert code == 0
+    assert "README.md" in said
+    assert "psnr_db" in said
