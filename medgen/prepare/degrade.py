@@ -70,12 +70,22 @@ def sampling_grid(rotation: Tensor, centre: Tensor, size: Sequence[int]) -> Tens
     return offsets @ rotation.T + centre
 
 
-def sample(volume: Tensor, positions: Tensor) -> Tensor:
-    """Reads a volume `(C, X, Y, Z)` at voxel `positions` `(x, y, z, 3)` by linear interpolation; 0 outside."""
-    shape = torch.tensor(volume.shape[1:], dtype=torch.float32)
-    unit = (2 * positions + 1) / shape - 1
+def sample(volume: Tensor, positions: Tensor, padding: str = "zeros") -> Tensor:
+    """Reads a volume `(C, X, Y, Z)` at voxel `positions` `(x, y, z, 3)` by linear interpolation.
+
+    Args:
+        volume: of any real type; only the part that the positions lie in becomes float32.
+        positions: `[voxels]`.
+        padding: outside is 0 (`zeros`), or the nearest voxel (`border`).
+    """
+    flat = positions.reshape(-1, 3)
+    ends = torch.tensor(volume.shape[1:])
+    low = (flat.amin(dim=0).floor().long() - 1).clamp(min=0).minimum(ends - 1)
+    high = (flat.amax(dim=0).ceil().long() + 2).maximum(low + 1).minimum(ends)
+    part = volume[:, low[0] : high[0], low[1] : high[1], low[2] : high[2]].float()
+    unit = (2 * (positions - low) + 1) / (high - low) - 1
     # grid_sample counts the last axis first.
-    return functional.grid_sample(volume[None], unit.flip(-1)[None], padding_mode="zeros", align_corners=False)[0]
+    return functional.grid_sample(part[None], unit.flip(-1)[None], padding_mode=padding, align_corners=False)[0]
 
 
 class RandWindowd(RandomizableTransform, MapTransform):  # type: ignore[misc]
@@ -88,6 +98,7 @@ class RandWindowd(RandomizableTransform, MapTransform):  # type: ignore[misc]
         max_scale: largest relative change of size along each axis.
         max_bend: largest displacement of the deformation's control points `[voxels]`.
         prob: how often the window is turned, scaled and bent at all; it is placed and mirrored at random always.
+        padding: outside the volume is 0 (`zeros`), or its nearest voxel (`border`).
     """
 
     def __init__(
@@ -98,22 +109,22 @@ class RandWindowd(RandomizableTransform, MapTransform):  # type: ignore[misc]
         max_scale: float = 0.12,
         max_bend: float = 4.0,
         prob: float = 0.9,
+        padding: str = "zeros",
     ) -> None:
         MapTransform.__init__(self, keys)
         RandomizableTransform.__init__(self, prob)
-        self.size = tuple(size)
+        self.size, self.padding = tuple(size), padding
         self.max_turn, self.max_scale, self.max_bend = max_turn, max_scale, max_bend
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Cuts the window; the keys come back as plain float32 tensors."""
         self.randomize(None)
         result = dict(data)
-        volumes = [torch.as_tensor(result[key]).float() for key in self.keys]
-        joined = torch.cat([v.as_tensor() if hasattr(v, "as_tensor") else v for v in volumes])
-        positions = self._positions(joined.shape[1:])
-        window = sample(joined, positions)
-        for key, part in zip(self.keys, torch.split(window, [v.shape[0] for v in volumes]), strict=True):
-            result[key] = part.contiguous()
+        volumes = [torch.as_tensor(result[key]) for key in self.keys]
+        positions = self._positions(volumes[0].shape[1:])
+        for key, volume in zip(self.keys, volumes, strict=True):
+            plain = volume.as_tensor() if hasattr(volume, "as_tensor") else volume
+            result[key] = sample(plain, positions, self.padding).contiguous()
         return result
 
     def _positions(self, shape: Sequence[int]) -> Tensor:

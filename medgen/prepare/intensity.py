@@ -25,6 +25,7 @@ FOREGROUND_FRACTION = 0.1
 SOURCE_PERCENTILE = 75.0
 SOURCE_CEILING = 4.0
 TARGET_MIDDLE, TARGET_TOP_PERCENTILE = 0.3, 99.5
+HU_RANGE, HU_PER_UNIT = (-1024.0, 3071.0), 1000.0
 _HEAD_SMOOTHING_MM, _HEAD_LEVEL = 3.0, 0.2
 _NOISE_FACTOR = 4.0  # times its median, Rayleigh noise exceeds it once in a hundred thousand voxels
 
@@ -70,6 +71,16 @@ def target_to_unit(volume: Volume, mask: Mask) -> Volume:
     middle, top = np.percentile(volume[mask], [50.0, TARGET_TOP_PERCENTILE])
     unit = TARGET_MIDDLE + (1 - TARGET_MIDDLE) * (volume - middle) / max(float(top - middle), 1e-6)
     return np.asarray(np.clip(unit, 0.0, 1.0), dtype=np.float32)
+
+
+def hu_to_unit(volume: Volume) -> Volume:
+    """Scales CT numbers `[HU]` so that air is -1 and water 0; clips to what 12 bits of CT hold, -1024 to 3071 HU."""
+    return np.asarray(np.clip(volume, *HU_RANGE) / HU_PER_UNIT, dtype=np.float32)
+
+
+def unit_to_hu(volume: Volume) -> Volume:
+    """Undoes `hu_to_unit` `[HU]`."""
+    return np.asarray(np.clip(volume * HU_PER_UNIT, *HU_RANGE), dtype=np.float32)
 
 
 class NormaliseSourced(MapTransform):  # type: ignore[misc]
@@ -132,6 +143,17 @@ class UnitToMagnituded(MapTransform):  # type: ignore[misc]
         result = dict(data)
         for key in self.key_iterator(result):
             result[key] = result[key].clamp_min(0) * self.scale
+        return result
+
+
+class UnitToHud(MapTransform):  # type: ignore[misc]
+    """Turns what a network makes of `hu_to_unit` images back into CT numbers `[HU]`."""
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Scales and clips each key."""
+        result = dict(data)
+        for key in self.key_iterator(result):
+            result[key] = (result[key] * HU_PER_UNIT).clamp(*HU_RANGE)
         return result
 
 

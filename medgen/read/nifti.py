@@ -1,6 +1,8 @@
 """NIfTI files, checked before their voxels are touched: a header can be wrong in more ways than a reader notices."""
 
 import gzip
+import tempfile
+import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +66,22 @@ def read_nifti(file: Path, *, allow_irregular: bool = False) -> Volume:
         ) from error
     require_usable(image, file.name)
     return Volume(image, header.grid, flags=header.flags)
+
+
+def read_zipped_nifti(file: Path, *, allow_irregular: bool = False) -> Volume:
+    """Reads the one NIfTI file in a zip archive, as some data sets are published; see `read_nifti`.
+
+    Raises:
+        UnreadableError: no zip archive, or not exactly one NIfTI file in it.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive, tempfile.TemporaryDirectory() as folder:
+            names = [name for name in archive.namelist() if name.lower().endswith(NIFTI_EXTENSIONS)]
+            if len(names) != 1:
+                raise UnreadableError(f"{file.name}: expected one NIfTI file in it, got {len(names)}")
+            return read_nifti(Path(archive.extract(names[0], folder)), allow_irregular=allow_irregular)
+    except zipfile.BadZipFile as error:
+        raise UnreadableError(f"{file.name}: expected a zip archive, got a damaged or other file") from error
 
 
 def check_header(file: Path, *, allow_irregular: bool = False) -> NiftiHeader:

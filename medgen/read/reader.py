@@ -14,7 +14,7 @@ from medgen.case import Case
 from medgen.errors import UnreadableError
 from medgen.read.dicom import read_dicom
 from medgen.read.headers import looks_like_dicom
-from medgen.read.nifti import NIFTI_EXTENSIONS, read_nifti
+from medgen.read.nifti import NIFTI_EXTENSIONS, read_nifti, read_zipped_nifti
 from medgen.read.volume import VOLUME_MARK, Volume
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -81,7 +81,7 @@ def flags_of(image: MetaTensor) -> tuple[str, ...]:
 
 
 def read_volume(paths: Sequence[Path], *, allow_irregular: bool = False) -> Volume:
-    """Reads the one volume at `paths`: a NIfTI file, a folder of DICOM files, or DICOM files.
+    """Reads the one volume at `paths`: a NIfTI file (`.nii`, `.nii.gz`, `.nii.zip`), a folder of DICOM files, or these.
 
     Raises:
         InputError: it cannot be used, or there is not exactly one.
@@ -91,6 +91,8 @@ def read_volume(paths: Sequence[Path], *, allow_irregular: bool = False) -> Volu
     missing = next((p for p in named if not p.exists()), None)
     if missing:
         raise UnreadableError(f"{missing.name}: expected a NIfTI file or DICOM files, got nothing")
+    if len(named) == 1 and named[0].name.lower().endswith(".nii.zip"):
+        return read_zipped_nifti(named[0], allow_irregular=allow_irregular)
     if len(named) == 1 and named[0].name.lower().endswith(NIFTI_EXTENSIONS):
         return read_nifti(named[0], allow_irregular=allow_irregular)
     files = [f for p in named for f in (_dicom_files(p) if p.is_dir() else [p])]

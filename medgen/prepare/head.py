@@ -1,0 +1,81 @@
+"""Pairs of MR and CT for training, drawn anew each time from the labels of a head."""
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import MapTransform, Randomizable
+
+from medgen.geometry import spacing_mm
+from medgen.prepare.intensity import hu_to_unit
+from medgen.simulate.head import Person, head_fields, head_fractions, random_ct, random_mr
+from medgen.simulate.signal import add_rician_noise
+
+
+class HeadFieldsd(MapTransform):  # type: ignore[misc]
+    """Turns labels of a head `(1, X, Y, Z)` into the fields of `medgen.simulate.head`, `(6, X, Y, Z)` in float16.
+
+    Args:
+        keys: label maps, RAS.
+        voxel_mm: of the fields; labels finer by a whole factor become partial volumes.
+    """
+
+    def __init__(self, keys: str | list[str], voxel_mm: float = 1.0) -> None:
+        super().__init__(keys)
+        self.voxel_mm = voxel_mm
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Computes the fields; once a head, if a dataset caches them."""
+        result = dict(data)
+        for key in self.key_iterator(result):
+            labels = result[key]
+            spacing = spacing_mm(np.asarray(labels.affine)) if isinstance(labels, MetaTensor) else np.ones(3)
+            factor = max(1, round(self.voxel_mm / float(spacing.min())))
+            fields = head_fields(np.asarray(labels[0]), float(spacing.mean()), factor)
+            result[key] = torch.from_numpy(fields.astype(np.float16))
+        return result
+
+
+class RandHeadd(Randomizable, MapTransform):  # type: ignore[misc]
+    """Draws a person from fields, and shows him to an MR scanner and to a CT.
+
+    Args:
+        keys: fields `(6, X, Y, Z)`, cut and deformed or not.
+        image_key: where the MR goes, `(1, X, Y, Z)`, white matter near 1.
+        target_key: where the CT goes, `(1, X, Y, Z)`, `[HU]` as `hu_to_unit` scales it.
+        mask_key: where to compare, `(1, X, Y, Z)`: everywhere.
+        voxel_mm: of the fields.
+        scale: the MR's factor lies between 1 - scale and 1 + scale.
+        noise: largest standard deviation of the MR's noise; one image in five has none, and an empty background.
+    """
+
+    def __init__(
+        self,
+        keys: str | list[str],
+        image_key: str = "image",
+        target_key: str = "target",
+        mask_key: str = "mask",
+        voxel_mm: float = 1.0,
+        scale: float = 0.3,
+        noise: float = 0.06,
+    ) -> None:
+        MapTransform.__init__(self, keys)
+        self.image_key, self.target_key, self.mask_key = image_key, target_key, mask_key
+        self.voxel_mm, self.scale, self.noise = voxel_mm, scale, noise
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Replaces the fields by a pair and its mask."""
+        result = dict(data)
+        for key in self.key_iterator(result):
+            fields = torch.as_tensor(result.pop(key)).float().numpy()
+            rng = np.random.default_rng(int(self.R.randint(2**31 - 1)))
+            fractions = head_fractions(fields, Person.draw(rng), rng, self.voxel_mm)
+            image = random_mr(fractions, rng) * np.float32(rng.uniform(1 - self.scale, 1 + self.scale))
+            if rng.uniform() > 0.2:
+                image = add_rician_noise(image, float(rng.uniform(0, self.noise)), rng)
+            result[self.image_key] = torch.from_numpy(image)[None]
+            result[self.target_key] = torch.from_numpy(hu_to_unit(random_ct(fractions, rng)))[None]
+            result[self.mask_key] = torch.ones_like(result[self.image_key])
+        return result
