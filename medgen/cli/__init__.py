@@ -16,6 +16,7 @@ import typer
 
 import medgen
 from medgen.cli.manifest import manifest_app
+from medgen.cli.phantom import phantom
 from medgen.cli.train import train
 from medgen.cli.words import (
     AllowIrregular,
@@ -55,6 +56,7 @@ Exit codes: 0 all done, 1 some cases failed, 2 nothing could start.
 )
 app.add_typer(manifest_app, name="manifest")
 app.command()(train)
+app.command()(phantom)
 
 
 def _show_version(asked: bool) -> None:

@@ -19,6 +19,7 @@ def gaussian_kl(mean: Tensor, log_variance: Tensor, over_latents: Reduction = "s
     Source: Kingma and Welling, "Auto-encoding variational Bayes", ICLR 2014, appendix B.
 
     Example:
+        >>> import torch
         >>> float(gaussian_kl(torch.ones(2, 3), torch.zeros(2, 3)))
         1.5
     """

@@ -202,6 +202,14 @@ class CascadeGenerator(nn.Module):
         image: Tensor = self.fine(source, self.coarse(source))
         return image
 
+    def first(self, source: Tensor) -> list[Tensor]:
+        """Returns the first stage's image of a source that is as coarse as that stage sees it, same shape.
+
+        To train it alone before the chain: a window of so many voxels shows `factor` cubed times as much.
+        """
+        image: Tensor = self.coarse.unet(source)
+        return [image]
+
     def chain(self, source: Tensor) -> list[Tensor]:
         """Returns the image of every stage, coarse to fine, for losses that supervise each."""
         coarse = self.coarse(source)

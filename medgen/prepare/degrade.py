@@ -99,6 +99,7 @@ class RandWindowd(RandomizableTransform, MapTransform):  # type: ignore[misc]
         max_bend: largest displacement of the deformation's control points `[voxels]`.
         prob: how often the window is turned, scaled and bent at all; it is placed and mirrored at random always.
         padding: outside the volume is 0 (`zeros`), or its nearest voxel (`border`).
+        allow_missing_keys: cut those that are there.
     """
 
     def __init__(
@@ -110,8 +111,9 @@ class RandWindowd(RandomizableTransform, MapTransform):  # type: ignore[misc]
         max_bend: float = 4.0,
         prob: float = 0.9,
         padding: str = "zeros",
+        allow_missing_keys: bool = False,
     ) -> None:
-        MapTransform.__init__(self, keys)
+        MapTransform.__init__(self, keys, allow_missing_keys)
         RandomizableTransform.__init__(self, prob)
         self.size, self.padding = tuple(size), padding
         self.max_turn, self.max_scale, self.max_bend = max_turn, max_scale, max_bend
@@ -120,9 +122,10 @@ class RandWindowd(RandomizableTransform, MapTransform):  # type: ignore[misc]
         """Cuts the window; the keys come back as plain float32 tensors."""
         self.randomize(None)
         result = dict(data)
-        volumes = [torch.as_tensor(result[key]) for key in self.keys]
+        present = list(self.key_iterator(result))
+        volumes = [torch.as_tensor(result[key]) for key in present]
         positions = self._positions(volumes[0].shape[1:])
-        for key, volume in zip(self.keys, volumes, strict=True):
+        for key, volume in zip(present, volumes, strict=True):
             plain = volume.as_tensor() if hasattr(volume, "as_tensor") else volume
             result[key] = sample(plain, positions, self.padding).contiguous()
         return result
@@ -161,10 +164,17 @@ class RandThickSlicesd(RandomizableTransform, MapTransform):  # type: ignore[mis
         keys: volumes of one grid.
         thickness: smallest and largest slab `[voxels]`.
         prob: how often.
+        allow_missing_keys: make those thick that are there.
     """
 
-    def __init__(self, keys: Sequence[str], thickness: tuple[int, int] = (2, 5), prob: float = 0.3) -> None:
-        MapTransform.__init__(self, keys)
+    def __init__(
+        self,
+        keys: Sequence[str],
+        thickness: tuple[int, int] = (2, 5),
+        prob: float = 0.3,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        MapTransform.__init__(self, keys, allow_missing_keys)
         RandomizableTransform.__init__(self, prob)
         self.thickness = thickness
 
@@ -174,7 +184,7 @@ class RandThickSlicesd(RandomizableTransform, MapTransform):  # type: ignore[mis
         result = dict(data)
         if self._do_transform:
             axis, thickness = int(self.R.randint(3)), int(self.R.randint(self.thickness[0], self.thickness[1] + 1))
-            for key in self.keys:
+            for key in self.key_iterator(result):
                 result[key] = thick_slices(result[key], axis, thickness, int(self.R.randint(thickness)))
         return result
 

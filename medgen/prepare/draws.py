@@ -9,9 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from monai.data import CacheDataset
 from monai.data import Dataset as MonaiDataset
+from monai.transforms import Compose
 from torch import distributed
 from torch.utils.data import Dataset, Sampler
+
+from medgen.errors import NoInputError
 
 Draw = tuple[int, int]
 
@@ -73,6 +77,75 @@ class SeededDataset(Dataset[Any]):
         self.dataset.transform.set_random_state(seed=seed)
         torch.manual_seed(seed)
         return self.dataset[index]
+
+
+class FixedDraws(Dataset[Any]):
+    """The same few draws each time: what random transforms make of some items, for a validation that stays the same.
+
+    What comes before the first random transform is computed once.
+
+    Args:
+        data: items.
+        transform: its `set_random_state` reaches all of its random parts.
+        count: draws, over all items in turn; none where there are no items.
+        seed: of the first; the next ones count on.
+    """
+
+    def __init__(self, data: Sequence[Mapping[str, Any]], transform: Compose, count: int, seed: int = 0) -> None:
+        self.draws = SeededDataset(CacheDataset(data, transform, progress=False, num_workers=0))
+        self.count, self.seed = count if len(data) > 0 else 0, seed
+
+    def __len__(self) -> int:
+        """Returns the number of draws."""
+        return self.count
+
+    def __getitem__(self, number: int) -> Any:  # noqa: ANN401  # whatever the transforms make
+        """Returns one draw."""
+        if not 0 <= number < self.count:
+            raise IndexError(number)
+        return self.draws[number % len(self.draws), self.seed + number]
+
+
+class UnpairedDataset(Dataset[Any]):
+    """Puts an image of one item beside a target of another, as CycleGAN wants them: what they show is not the same.
+
+    The item of the draw gives what it has; the other side comes from an item drawn at random among those that have it,
+    with a seed of its own. An item with `label` has both, since a simulation makes them, but never gives both at once.
+
+    Args:
+        dataset: of items with `image`, `target` or `label`; its transform makes `image` or `target` of them, or both,
+            and passes over what is missing.
+    """
+
+    def __init__(self, dataset: MonaiDataset) -> None:
+        self.draws = SeededDataset(dataset)
+        self.having = {
+            role: [n for n, item in enumerate(dataset.data) if role in item or "label" in item]
+            for role in ("image", "target")
+        }
+
+    def __len__(self) -> int:
+        """Returns the number of items, not of draws."""
+        return len(self.draws)
+
+    def __getitem__(self, draw: Draw) -> dict[str, Any]:
+        """Returns `image` and `target` of two draws.
+
+        Raises:
+            NoInputError: no item has an image, or none a target.
+        """
+        index, seed = draw
+        for role, places in self.having.items():
+            if not places:
+                raise NoInputError(f"expected unpaired training data with images and targets, got no {role}")
+        first = "image" if index in self.having["image"] else "target"
+        second = "target" if first == "image" else "image"
+        random = np.random.default_rng([seed, 1])
+        other = self.having[second][int(random.integers(len(self.having[second])))]
+        return {
+            first: self.draws[index, seed][first],
+            second: self.draws[other, int(random.integers(2**31))][second],
+        }
 
 
 def _ranks() -> tuple[int, int]:

@@ -12,6 +12,7 @@ from medgen.geometry import spacing_mm
 from medgen.prepare.intensity import hu_to_unit
 from medgen.simulate.head import Person, head_fields, head_fractions, random_ct, random_mr
 from medgen.simulate.signal import add_rician_noise
+from medgen.simulate.template import cormack_to_hu, halve_voxels, template_labels
 
 
 class HeadFieldsd(MapTransform):  # type: ignore[misc]
@@ -20,10 +21,11 @@ class HeadFieldsd(MapTransform):  # type: ignore[misc]
     Args:
         keys: label maps, RAS.
         voxel_mm: of the fields; labels finer by a whole factor become partial volumes.
+        allow_missing_keys: pass items without labels on as they are.
     """
 
-    def __init__(self, keys: str | list[str], voxel_mm: float = 1.0) -> None:
-        super().__init__(keys)
+    def __init__(self, keys: str | list[str], voxel_mm: float = 1.0, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
         self.voxel_mm = voxel_mm
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -38,6 +40,42 @@ class HeadFieldsd(MapTransform):  # type: ignore[misc]
         return result
 
 
+class TemplateFieldsd(MapTransform):  # type: ignore[misc]
+    """Turns an averaged CT and the maps of its brain into the fields of `medgen.simulate.head`, `(6, X, Y, Z)`.
+
+    Args:
+        ct_key: CT in Cormack units `(1, X, Y, Z)`, RAS, isotropic.
+        map_keys: where the fractions of fluid, grey and white matter are, by `csf`, `grey` and `white`.
+        fields_key: where the fields go, float16.
+        voxel_mm: of the fields; coarser volumes are interpolated to half their spacing, once or more.
+    """
+
+    def __init__(
+        self,
+        ct_key: str = "ct",
+        map_keys: Mapping[str, str] | None = None,
+        fields_key: str = "label",
+        voxel_mm: float = 1.0,
+    ) -> None:
+        self.map_keys = dict(map_keys or {name: name for name in ("csf", "grey", "white")})
+        super().__init__([ct_key, *self.map_keys.values()])
+        self.ct_key, self.fields_key, self.voxel_mm = ct_key, fields_key, voxel_mm
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Labels the head and computes the fields."""
+        result = dict(data)
+        spacing = float(spacing_mm(np.asarray(result[self.ct_key].affine)).mean())
+        halvings = max(0, round(np.log2(spacing / self.voxel_mm)))
+        volumes = {key: np.asarray(result.pop(key)[0]) for key in self.keys}
+        for _ in range(halvings):
+            volumes = {key: halve_voxels(volume) for key, volume in volumes.items()}
+        maps = {name: volumes[key] for name, key in self.map_keys.items()}
+        labels = template_labels(cormack_to_hu(volumes[self.ct_key]), maps)
+        fields = head_fields(labels, spacing / 2**halvings)
+        result[self.fields_key] = torch.from_numpy(fields.astype(np.float16))
+        return result
+
+
 class RandHeadd(Randomizable, MapTransform):  # type: ignore[misc]
     """Draws a person from fields, and shows him to an MR scanner and to a CT.
 
@@ -49,6 +87,7 @@ class RandHeadd(Randomizable, MapTransform):  # type: ignore[misc]
         voxel_mm: of the fields.
         scale: the MR's factor lies between 1 - scale and 1 + scale.
         noise: largest standard deviation of the MR's noise; one image in five has none, and an empty background.
+        allow_missing_keys: pass items without fields on, with a mask if they have an image.
     """
 
     def __init__(
@@ -60,8 +99,9 @@ class RandHeadd(Randomizable, MapTransform):  # type: ignore[misc]
         voxel_mm: float = 1.0,
         scale: float = 0.3,
         noise: float = 0.06,
+        allow_missing_keys: bool = False,
     ) -> None:
-        MapTransform.__init__(self, keys)
+        MapTransform.__init__(self, keys, allow_missing_keys)
         self.image_key, self.target_key, self.mask_key = image_key, target_key, mask_key
         self.voxel_mm, self.scale, self.noise = voxel_mm, scale, noise
 
@@ -77,5 +117,6 @@ class RandHeadd(Randomizable, MapTransform):  # type: ignore[misc]
                 image = add_rician_noise(image, float(rng.uniform(0, self.noise)), rng)
             result[self.image_key] = torch.from_numpy(image)[None]
             result[self.target_key] = torch.from_numpy(hu_to_unit(random_ct(fractions, rng)))[None]
-            result[self.mask_key] = torch.ones_like(result[self.image_key])
+        if self.image_key in result and self.mask_key not in result:
+            result[self.mask_key] = torch.ones_like(torch.as_tensor(result[self.image_key]))
         return result

@@ -146,6 +146,17 @@ class UnitToMagnituded(MapTransform):  # type: ignore[misc]
         return result
 
 
+class HuToUnitd(MapTransform):  # type: ignore[misc]
+    """Applies `hu_to_unit` to each key `(1, X, Y, Z)` `[HU]`."""
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Scales each key."""
+        result = dict(data)
+        for key in self.key_iterator(result):
+            result[key] = _like(result[key], hu_to_unit(_voxels(result[key])))
+        return result
+
+
 class UnitToHud(MapTransform):  # type: ignore[misc]
     """Turns what a network makes of `hu_to_unit` images back into CT numbers `[HU]`."""
 

@@ -17,7 +17,6 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from scipy.ndimage import binary_erosion, binary_fill_holes, binary_opening, distance_transform_edt
-from torch.utils.data import WeightedRandomSampler
 
 from medgen.errors import GeometryError
 from medgen.geometry import Grid, ras_to_lps, spacing_mm
@@ -103,11 +102,13 @@ def register(
     return method.Execute(fixed, moving)
 
 
-def resample(moving: sitk.Image, fixed: sitk.Image, motion: sitk.Transform) -> npt.NDArray[np.float32]:
-    """Returns `moving` on the grid of `fixed` `(X, Y, Z)` by a cubic B-spline, clipped to its range; 0 outside."""
-    result = from_sitk(sitk.Resample(moving, fixed, motion, sitk.sitkBSpline, 0.0, sitk.sitkFloat32))
+def resample(
+    moving: sitk.Image, fixed: sitk.Image, motion: sitk.Transform, outside: float = 0.0
+) -> npt.NDArray[np.float32]:
+    """Returns `moving` on the grid of `fixed` `(X, Y, Z)` by a cubic B-spline, clipped to its range."""
+    result = from_sitk(sitk.Resample(moving, fixed, motion, sitk.sitkBSpline, outside, sitk.sitkFloat32))
     low, high = from_sitk(moving).min(), from_sitk(moving).max()
-    return np.clip(result, min(low, 0.0), high)
+    return np.clip(result, min(low, outside), high)
 
 
 class RegisterToSourced(MapTransform):  # type: ignore[misc]
@@ -121,20 +122,33 @@ class RegisterToSourced(MapTransform):  # type: ignore[misc]
         align: move also what already lies on the source's grid, where an earlier registration missed by a voxel or more
             (within one, interpolation costs more sharpness than the motion is worth); a background of exactly 0 stays
             so. Without it, such images are left as they are.
+        outside: what lies beyond an image that is put onto another grid: -1000 for a CT.
+        allow_missing_keys: pass over what is not there.
     """
 
-    def __init__(self, keys: list[str] | str, source_key: str = "image", align: bool = False) -> None:
-        super().__init__(keys)
-        self.source_key, self.align = source_key, align
+    def __init__(
+        self,
+        keys: list[str] | str,
+        source_key: str = "image",
+        align: bool = False,
+        outside: float = 0.0,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.source_key, self.align, self.outside = source_key, align, outside
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Registers what does not yet lie on the source's grid, and with `align` what does."""
         result = dict(data)
-        source = result[self.source_key]
+        source = result.get(self.source_key)
         for key in self.key_iterator(result):
+            if source is None:
+                if self.allow_missing_keys:
+                    break
+                raise KeyError(self.source_key)
             if _grid(result[key]).differs_from(_grid(source)):
                 fixed, moving = _image(source), _image(result[key])
-                volume: npt.NDArray[np.float32] | None = resample(moving, fixed, register(fixed, moving))
+                volume: npt.NDArray[np.float32] | None = resample(moving, fixed, register(fixed, moving), self.outside)
             elif self.align:
                 volume = _aligned(_image(source), _image(result[key]))
             else:
@@ -252,13 +266,3 @@ def _without_dark_rim(
     tissue = binary_opening(head > 0.35 * np.median(head[brain]))
     core = distance_transform_edt(brain, sampling=spacing) > 8.0
     return np.asarray(brain & (tissue | core), dtype=np.bool_)
-
-
-def weighted_sampler(items: Sequence[Mapping[str, Any]], draws: int, seed: int = 0) -> WeightedRandomSampler:
-    """Returns a sampler that draws `draws` items an epoch in proportion to their weight, with replacement.
-
-    Where there is nothing to draw from (a data folder that is not there yet), it draws nothing.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    weights = [float(item["weight"]) for item in items] or [1.0]
-    return WeightedRandomSampler(weights, draws if len(items) > 0 else 1, replacement=True, generator=generator)

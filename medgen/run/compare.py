@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw
 
 from medgen.case import Result
 from medgen.errors import GeometryError
+from medgen.metrics.hounsfield import body_mask
 from medgen.metrics.synthesis import RANGE_PERCENTILE, foreground_mask, match_affine
 from medgen.write.atomic import atomic_write
 from medgen.write.preview import to_lpi
@@ -16,15 +17,17 @@ from medgen.write.preview import to_lpi
 Volume = npt.NDArray[np.float32]
 Slice = npt.NDArray[np.uint8]
 
+WINDOW_HU = (-250.0, 1250.0)
 _TILE = 320  # pixels of the longer side of a plane
 _CAPTION = 18
 _DIFFERENCE_SHARE = 0.5  # of the data range is full colour
 
 
 def write_comparison(result: Result, truth: Volume, path: Path) -> None:
-    """Writes two planes through the middle of the foreground, thin slices first; brightness matched as the metric does.
+    """Writes two planes through the middle of the foreground, thin slices first.
 
-    Red is where the prediction is too bright, blue where it is too dark.
+    Brightness is matched as the metric does; HU are shown as they are, in a window from fat to dense bone. Red is where
+    the prediction is too bright, blue where it is too dark.
 
     Args:
         result: with its source and prediction.
@@ -37,16 +40,17 @@ def write_comparison(result: Result, truth: Volume, path: Path) -> None:
     """
     if truth.shape != result.image.shape:
         raise GeometryError(f"expected the truth on the prediction's grid {result.image.shape}, got {truth.shape}")
-    mask = foreground_mask(result.source, truth)
-    scale, offset = match_affine(result.image[mask], truth[mask])
-    top = float(np.percentile(truth[mask], RANGE_PERCENTILE))
-    matched = (scale * result.image + offset) / top
+    hounsfield = result.kind.unit == "HU"
+    mask = body_mask(truth) if hounsfield else foreground_mask(result.source, truth)
+    low, high = WINDOW_HU if hounsfield else (0.0, float(np.percentile(truth[mask], RANGE_PERCENTILE)))
+    scale, offset = (1.0, 0.0) if hounsfield else match_affine(result.image[mask], truth[mask])
+    shown, true = ((image - low) / (high - low) for image in (scale * result.image + offset, truth))
     source = result.source / np.percentile(result.source[mask], RANGE_PERCENTILE)
-    difference = (matched - truth / top) * mask
+    difference = (shown - true) * mask
     pictures = {
         "source": _grey(to_lpi(source, result.grid)[0]),
-        result.kind.description: _grey(to_lpi(matched, result.grid)[0]),
-        "truth": _grey(to_lpi(truth / top, result.grid)[0]),
+        result.kind.description: _grey(to_lpi(shown, result.grid)[0]),
+        "truth": _grey(to_lpi(true, result.grid)[0]),
         f"difference, +-{_DIFFERENCE_SHARE:.0%} of range": _difference(to_lpi(difference, result.grid)[0]),
     }
     turned, spacing = to_lpi(mask, result.grid)

@@ -21,6 +21,7 @@ from medgen.run.ledger import Ledger
 from medgen.run.metadata import read_metadata
 from medgen.run.plan import Part, plan
 from medgen.run.private import make_salt, peek_salt
+from medgen.run.protocol import find_protocol
 from medgen.run.publish import RunInfo
 from medgen.run.records import COLUMNS, CaseOutcome, Recipe, Record
 from medgen.run.select import Filters, SeriesRule, select_cases
@@ -207,15 +208,16 @@ def evaluate_job(
         return predict_case(opened, case)
 
     listen(Event("begin", len(pairs), 0))
-    evaluation = evaluate(pairs, predicted, output)
+    protocol = find_protocol(str(read_metadata(find_bundle(bundle).folder).fields.get("evaluation", "synthesis")))
+    evaluation = evaluate(pairs, predicted, output, protocol)
     listen(Event("end", len(pairs), len(pairs)))
     return evaluation
 
 
 def manifest_pairs(manifest: Path, split: str, data_root: Path | None = None) -> list[Pair]:
-    """Returns the cases of one split of a manifest with their truths (`target`) and, where given, masks (`brain`).
+    """Returns the cases of one split of a manifest with their truths (`target`).
 
-    A case is called by its image's path in the manifest.
+    A `brain` or `body` mask counts where one is given. A case is called by its image's path in the manifest.
 
     Raises:
         ManifestError: the manifest is not valid, or one of its cases has no `image` or no `target`.
@@ -230,8 +232,9 @@ def manifest_pairs(manifest: Path, split: str, data_root: Path | None = None) ->
                 f"{manifest.name}: expected an image and a target for every case of {split}, one has no {min(missing)}"
             )
         image, truth = (_one_case(root, Path(item[role])) for role in ("image", "target"))
-        brain = _one_case(root, Path(item["brain"])) if "brain" in item else None
-        pairs.append(Pair(image, truth, item["patient"], brain))
+        role = next((role for role in ("brain", "body") if role in item), None)
+        mask = _one_case(root, Path(item[role])) if role else None
+        pairs.append(Pair(image, truth, item["patient"], mask))
     return pairs
 
 

@@ -17,6 +17,7 @@ from medgen.read.manifest import datalist_from_manifest
 from medgen.run.evaluate import Evaluation
 from medgen.run.job import evaluate_job
 from medgen.simulate.brain import simulate_brain
+from medgen.simulate.head import shell_labels
 from medgen.simulate.sample import head_grid
 from medgen.simulate.signal import t1_weighted, t2_weighted
 
@@ -38,8 +39,8 @@ def training_items(
 
     Args:
         groups: each with `manifest` (a file name), `weight` (how often each of its pairs is drawn, relative; 1 if
-            absent) and `strip` (whether whole heads shall be stripped; false if absent). A manifest may stand in two
-            groups, stripped and whole.
+            absent), `strip` (whether whole heads shall be stripped; false if absent) and `roles` (which files of each
+            case to take; all if absent). A manifest may stand in two groups, stripped and whole.
         dataset_dir: the folder that the manifests' paths are relative to.
         manifest_dir: where the manifests are; by default, those that come with medgen.
         split: of the manifests.
@@ -59,7 +60,10 @@ def training_items(
     for group in groups:
         added = {"weight": float(group.get("weight", 1.0)), "strip": bool(group.get("strip", False))}
         pairs = datalist_from_manifest(folder / group["manifest"], split, Path(dataset_dir))
-        items += [{**pair, **added} for pair in pairs if pair["patient"] not in exclude]
+        for pair in pairs:
+            taken = {role: pair[role] for role in group.get("roles", pair.keys() - {"patient"}) if role in pair}
+            if pair["patient"] not in exclude:
+                items.append({**taken, "patient": pair["patient"], **added})
     return items
 
 
@@ -90,6 +94,29 @@ def _simulated_item(grid: Grid, seed: int) -> dict[str, Any]:
         key: MetaTensor(torch.from_numpy(v.astype(np.float32))[None], affine=affine) for key, v in images.items()
     }
     return {**volumes, "weight": 1.0, "strip": False, "patient": f"simulated-{seed}"}
+
+
+def shell_heads(
+    count: int, shape: tuple[int, int, int] = (48, 52, 50), spacing_mm: float = 4.0, first_seed: int = 0
+) -> list[dict[str, Any]]:
+    """Makes heads of shells, `label` each, for a training that shows that it runs.
+
+    Args:
+        count: heads.
+        shape: of their labels `[voxels]`.
+        spacing_mm: of their voxels.
+        first_seed: of the first; heads of different seeds differ.
+    """
+    affine = np.diag([spacing_mm] * 3 + [1.0])
+    return [
+        {
+            "label": MetaTensor(
+                shell_labels((shape[0], shape[1], shape[2]), seed)[None].astype(np.float32), affine=affine
+            ),
+            "patient": f"simulated-{seed}",
+        }
+        for seed in range(first_seed, first_seed + count)
+    ]
 
 
 def start(
@@ -125,8 +152,8 @@ def evaluate_split(
 
     Args:
         bundle: its name.
-        manifest: a file name.
-        dataset_dir: the folder that the manifest's paths are relative to.
+        manifest: a path, or the file name of one that comes with medgen.
+        dataset_dir: the folder that the manifest's paths are relative to; empty for the manifest's own.
         output_dir: where `metrics.csv`, the summary and pictures go.
         split: of the manifest.
         device: `"auto"`, `"cpu"` or `"cuda"`.
@@ -134,9 +161,9 @@ def evaluate_split(
     Raises:
         MedgenError: the evaluation could not start.
     """
-    found = evaluate_job(
-        bundle, _manifest_dir() / manifest, Path(output_dir), split=split, data_root=Path(dataset_dir), device=device
-    )
+    path = Path(manifest) if Path(manifest).is_file() else _manifest_dir() / manifest
+    root = Path(dataset_dir) if dataset_dir else None
+    found = evaluate_job(bundle, path, Path(output_dir), split=split, data_root=root, device=device)
     _log.info("%s", found.table())
     return found
 

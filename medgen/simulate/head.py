@@ -60,6 +60,22 @@ def _share(mask: npt.NDArray[np.bool_], factor: int) -> Array:
     return np.asarray(blocks.mean(axis=(1, 3, 5), dtype=np.float32))
 
 
+def shell_labels(shape: tuple[int, int, int], seed: int = 0) -> npt.NDArray[np.uint8]:
+    """Returns labels `(X, Y, Z)` of the simplest head: ellipsoids within ellipsoids, and one cavity.
+
+    It shows that a training runs; nothing can be learnt from it about people.
+    """
+    rng = np.random.default_rng(seed)
+    places = np.meshgrid(*[np.linspace(-1, 1, n) for n in shape], indexing="ij")
+    radius = np.sqrt(sum((p / rng.uniform(0.85, 0.95)) ** 2 for p in places))
+    labels = np.zeros(shape, dtype=np.uint8)
+    for limit, name in ((1.0, "soft"), (0.88, "bone"), (0.78, "csf"), (0.74, "grey"), (0.6, "white")):
+        labels[radius < limit] = LABELS[name]
+    hollow = sum((p - c) ** 2 for p, c in zip(places, (0.0, 0.6, -0.6), strict=True)) < 0.04
+    labels[hollow & (radius < 0.9)] = LABELS["air"]
+    return labels
+
+
 def signed_depth_mm(share: npt.ArrayLike, spacing_mm: float) -> Array:
     """Returns the distance to the surface of what fills a share of each voxel `[mm]`: positive inside, cut at 60 mm.
 
@@ -90,6 +106,7 @@ class Person:
         fat_mm: of the fat below it, on average; it varies smoothly over the head.
         table_mm: of the skull's tables; what lies deeper is marrow.
         thicker_mm: added to bone on all sides.
+        uneven_mm: standard deviation of what is added to bone from place to place; thin bone can vanish.
         marrow: share of marrow where it is not table.
         mottled: share of fat in deep soft tissue.
         mucosa_mm: thickness of the lining of cavities.
@@ -101,6 +118,7 @@ class Person:
     fat_mm: float = 3.0
     table_mm: float = 1.8
     thicker_mm: float = 0.0
+    uneven_mm: float = 0.4
     marrow: float = 0.8
     mottled: float = 0.3
     mucosa_mm: float = 1.0
@@ -114,7 +132,8 @@ class Person:
             skin_mm=rng.uniform(1.0, 2.5),
             fat_mm=rng.uniform(0.5, 7.0),
             table_mm=rng.uniform(1.2, 2.6),
-            thicker_mm=rng.uniform(-1.0, 1.0),
+            thicker_mm=rng.uniform(-1.0, 2.0),
+            uneven_mm=rng.uniform(0.2, 1.8),
             marrow=rng.uniform(0.3, 1.0),
             mottled=rng.uniform(0.1, 0.5),
             mucosa_mm=rng.uniform(0.3, 2.5),
@@ -141,7 +160,7 @@ def head_fractions(
         return np.asarray(np.clip(0.5 + depth / voxel_mm, 0, 1), dtype=np.float32)
 
     wobble = smooth_noise(shape, 40.0 / voxel_mm, rng)
-    skull = bone + person.thicker_mm + 0.4 * wobble
+    skull = bone + person.thicker_mm + person.uneven_mm * smooth_noise(shape, 25.0 / voxel_mm, rng)
     head, solid, hollow = below(skin), below(skull), below(cavity)
     brain = np.clip(white + grey + csf, 0, 1)
     marrow = person.marrow * below(skull - person.table_mm - 0.5 * smooth_noise(shape, 8.0 / voxel_mm, rng))
@@ -221,13 +240,14 @@ def _shifted(fat: Array, rng: np.random.Generator) -> Array:
 def random_ct(fractions: Mapping[str, Array], rng: np.random.Generator) -> Array:
     """Returns CT numbers `[HU]` of a random person: tissues vary by place and person, bone most."""
     tissues = {**RELAXATION[1.5], **_MORE}
-    # HU, one standard deviation, from person to person and place.
-    spread = {"cortex": 250.0, "marrow": 120.0, "fat": 12.0}
+    # HU, one standard deviation: from person to person, and from place to place.
+    persons = {"cortex": 100.0, "marrow": 80.0, "fat": 10.0}
+    places = {"cortex": 120.0, "marrow": 100.0, "fat": 10.0}
     shape = next(iter(fractions.values())).shape
     image = np.full(shape, AIR_HU, dtype=np.float32)
     for name, fraction in fractions.items():
-        wide = spread.get(name, 5.0)
-        hu = tissues[name].hu + wide * rng.normal() * 0.6 + wide * smooth_noise(shape, rng.uniform(4.0, 15.0), rng)
+        person = tissues[name].hu + persons.get(name, 3.0) * rng.normal()
+        hu = person + places.get(name, 5.0) * smooth_noise(shape, rng.uniform(4.0, 15.0), rng)
         image += fraction * (hu - AIR_HU).astype(np.float32)
     return image
 

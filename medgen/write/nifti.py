@@ -48,10 +48,26 @@ def write_nifti(result: Result, path: Path, *, keep_float: bool = False) -> None
     image.header["descrip"] = f"synthetic {result.kind.suffix}, medgen {medgen.__version__}"[:79].encode(
         "ascii", "replace"
     )
+    _save(image, result.grid, path)
+
+
+def write_volume(volume: npt.ArrayLike, grid: Grid, path: Path) -> None:
+    """Writes a volume `(X, Y, Z)` that is nobody's, such as a phantom, as int16, whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written, does not fit, or the header cannot state its grid.
+    """
+    voxels = np.asarray(volume, dtype=np.float32)
+    if not extent_of(voxels).fits(np.int16):
+        raise OutputError(f"{path.name}: expected values that fit 16 bits, got {voxels.min():g} to {voxels.max():g}")
+    _save(_image(rounded(voxels, np.int16), grid, None), grid, path)
+
+
+def _save(image: nib.Nifti1Image, grid: Grid, path: Path) -> None:
     with atomic_write(path) as part:
         with part.open("wb") as stream:
             _stream(image, stream, compressed=path.name.endswith(".gz"))
-        _verify(part, result.grid)
+        _verify(part, grid)
 
 
 def _stored(result: Result, *, keep_float: bool) -> npt.NDArray[np.generic]:

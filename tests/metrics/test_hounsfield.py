@@ -5,7 +5,7 @@ import pytest
 from skimage.metrics import structural_similarity
 
 from medgen.errors import IntensityError
-from medgen.metrics.hounsfield import _ssim, body_mask, dice, score_ct, score_item
+from medgen.metrics.hounsfield import _ssim, best_monotone_ct, body_mask, dice, score_ct, score_item
 
 
 @pytest.fixture
@@ -83,3 +83,25 @@ def test_an_items_body_is_used(head: np.ndarray) -> None:
     part[12:] = True
     wrong = head + 50 * (~part)
     assert score_item(wrong, {"target": head, "body": part & body_mask(head)})["mae_hu"] == 0
+
+
+def test_no_order_keeping_mapping_is_nearer_than_the_best(head: np.ndarray) -> None:
+    rng = np.random.default_rng(1)
+    body = body_mask(head)
+    source = np.where(head > 200, 100, np.where(head < -500, 60, 400)) + rng.normal(0, 30, head.shape)  # bone near air
+    best = best_monotone_ct(source, head, body)
+    order = np.argsort(source[body])
+    for sign in (1, -1):
+        steps = sign * np.diff(best[body][order])
+        if (steps >= 0).all():
+            break
+    else:
+        pytest.fail("the mapping is not monotone")
+    error = np.abs(best - head)[body].mean()
+    for low, high in ((-1000, 40), (1200, 40), (40, 40)):
+        assert error <= np.abs(np.where(source < 200, low, high) - head)[body].mean() + 3  # 256 levels, steps of 4 HU
+
+
+def test_a_monotone_truth_is_found_whole_in_either_direction(head: np.ndarray) -> None:
+    for source in (head * 0.3 + 500, 2000 - head):
+        assert np.abs(best_monotone_ct(source, head, np.ones(head.shape)) - head).mean() < 6

@@ -113,3 +113,10 @@ def test_it_can_be_scripted() -> None:
     with torch.no_grad():
         expected: Tensor = network(source)
         torch.testing.assert_close(scripted(source), expected)
+
+
+def test_the_first_stage_alone_makes_what_it_makes_in_the_chain() -> None:
+    network = CascadeGenerator([4, 8], [1, 1], [4], [1])
+    source = torch.rand(1, 1, 16, 16, 16)
+    coarse = torch.nn.functional.avg_pool3d(source, 2)
+    assert torch.allclose(network.first(coarse)[0], network.chain(source)[0], atol=1e-6)

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 from monai.data import DataLoader, Dataset
-from monai.transforms import Compose, RandGaussianNoised
+from monai.transforms import Compose, RandGaussianNoised, Randomizable, Transform
 
-from medgen.prepare.draws import SeededDataset, WeightedDraws
+from medgen.errors import NoInputError
+from medgen.prepare.draws import FixedDraws, SeededDataset, UnpairedDataset, WeightedDraws
 
 ITEMS = [{"image": torch.full((1, 4), float(i)), "weight": w} for i, w in enumerate((1.0, 3.0, 0.0))]
 
@@ -43,3 +44,50 @@ def test_nothing_to_draw_from_builds_and_draws_nothing() -> None:
     sampler = WeightedDraws([], 5)
     assert len(sampler) == 1
     assert list(sampler) == []
+
+
+def noisy(items: list[dict[str, torch.Tensor]]) -> Compose:
+    return Compose([RandGaussianNoised(["image", "target"], prob=1.0, allow_missing_keys=True)])
+
+
+def test_fixed_draws_stay_the_same_and_differ_from_each_other() -> None:
+    draws = FixedDraws(ITEMS[:2], noisy(ITEMS), count=4, seed=5)
+    first = [draws[n]["image"] for n in range(len(draws))]
+    torch.randn(3)
+    assert all(torch.equal(draws[n]["image"], image) for n, image in enumerate(first))
+    assert [round(float(image.mean())) for image in first] == [0, 1, 0, 1]
+    assert not torch.equal(first[0], first[2])
+    assert len(FixedDraws([], noisy([]), count=4)) == 0
+    with pytest.raises(IndexError):
+        draws[4]
+
+
+class _Simulation(Randomizable, Transform):
+    """A label makes an image and a target that tell which draw they are of."""
+
+    def __call__(self, item: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return dict.fromkeys(("image", "target"), item["label"] + self.R.uniform())
+
+
+def test_unpaired_sides_never_come_from_one_draw() -> None:
+    dataset = Dataset([{"label": torch.zeros(1)}], _Simulation())
+    pairs = [UnpairedDataset(dataset)[0, seed] for seed in range(20)]
+    assert all(set(pair) == {"image", "target"} for pair in pairs)
+    assert all(pair["image"] != pair["target"] for pair in pairs)
+
+
+def test_the_item_drawn_gives_what_it_has_and_the_other_side_is_found() -> None:
+    items = [{"image": torch.tensor([1.0])}, {"image": torch.tensor([2.0])}, {"target": torch.tensor([3.0])}]
+    unpaired = UnpairedDataset(
+        Dataset(items, Compose([RandGaussianNoised(["image"], prob=0.0, allow_missing_keys=True)]))
+    )
+    assert [float(unpaired[1, seed]["image"]) for seed in range(3)] == [2, 2, 2]
+    assert {float(unpaired[2, seed]["image"]) for seed in range(20)} == {1, 2}
+    assert float(unpaired[2, 0]["target"]) == 3
+    assert len(unpaired) == 3
+
+
+def test_one_side_alone_is_refused() -> None:
+    lonely = UnpairedDataset(Dataset([{"image": torch.zeros(1)}], Compose([])))
+    with pytest.raises(NoInputError, match="no target"):
+        lonely[0, 0]

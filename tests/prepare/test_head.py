@@ -6,7 +6,7 @@ from monai.data import MetaTensor
 from monai.transforms import Compose
 
 from medgen.prepare.degrade import RandWindowd
-from medgen.prepare.head import HeadFieldsd, RandHeadd
+from medgen.prepare.head import HeadFieldsd, RandHeadd, TemplateFieldsd
 from medgen.simulate.head import LABELS
 
 
@@ -52,3 +52,33 @@ def test_noise_reaches_the_background_most_of_the_time() -> None:
     fields = HeadFieldsd("fields")({"fields": labels()})["fields"]
     corners = [float(head({"fields": fields})["image"][0, 0, 0, 0]) for _ in range(12)]
     assert 6 <= sum(corner > 0 for corner in corners) < 12
+
+
+def test_an_item_without_labels_passes_with_a_mask() -> None:
+    image = torch.rand(1, 30, 30, 30)
+    chain = Compose(
+        [
+            HeadFieldsd("label", allow_missing_keys=True),
+            RandWindowd(["label", "image", "target"], [24, 24, 24], allow_missing_keys=True),
+            RandHeadd("label", allow_missing_keys=True),
+        ]
+    )
+    pair = chain({"image": image, "target": 2 * image})
+    assert torch.allclose(2 * pair["image"], pair["target"], atol=1e-6)
+    assert torch.equal(pair["mask"], torch.ones(1, 24, 24, 24))
+
+
+def test_an_averaged_head_becomes_fields_at_half_its_spacing() -> None:
+    radius = np.sqrt(sum((axis - 15.5) ** 2 for axis in np.indices((32, 32, 32))))
+    cormack = np.select([radius < 9, radius < 11, radius < 14], [2300.0, 3600.0, 2300.0], 0.0)
+    affine = torch.diag(torch.tensor([2.0, 2.0, 2.0, 1.0]))
+    zero = np.zeros_like(radius)
+    maps = {"white": (radius < 5) * 1.0, "grey": ((radius >= 5) & (radius < 8)) * 1.0, "csf": zero}
+    volumes = {"ct": cormack, **maps}
+    item = {k: MetaTensor(torch.from_numpy(v.astype(np.float32))[None], affine=affine) for k, v in volumes.items()}
+    fields = TemplateFieldsd()(item)["label"]
+    assert fields.shape == (6, 63, 63, 63)
+    centre = fields[:, 31, 31].float()
+    assert centre[0, 31] == 1  # white matter in the middle
+    assert centre[4, 31] < 0 < centre[4, 31 + 20]  # and bone around it
+    assert centre[3, 0] < 0 < centre[3, 31]  # skin: outside is negative

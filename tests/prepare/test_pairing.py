@@ -123,3 +123,14 @@ def test_a_head_is_stripped_where_the_item_says_so(tmp_path: Path) -> None:
     assert np.array_equal(kept, stripped["target"][0].numpy() > 0)
     overlap = 2 * (kept & brain).sum() / (kept.sum() + brain.sum())
     assert overlap > 0.85
+
+
+def test_a_ct_is_filled_up_with_air_and_what_is_missing_is_passed_over() -> None:
+    fixed = to_sitk(np.zeros((12, 12, 12), np.float32), np.eye(4))
+    moving = to_sitk(np.full((6, 12, 12), 40.0, np.float32), np.eye(4))
+    moved = resample(moving, fixed, sitk.Transform(3, sitk.sitkIdentity), outside=-1000.0)
+    assert moved[0, 6, 6] == pytest.approx(40)
+    assert moved[-1, 6, 6] == -1000
+    register = RegisterToSourced("target", allow_missing_keys=True)
+    assert register({"image": 1}) == {"image": 1}
+    assert register({"target": 1}) == {"target": 1}

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from medgen.errors import NoInputError
-from medgen.prepare.pairing import weighted_sampler
 from medgen.run.training import simulated_items, start, training_items
 
 
@@ -67,14 +66,6 @@ def test_training_on_nothing_is_refused() -> None:
         start(None, [], {}, ".")  # type: ignore[arg-type]
 
 
-def test_draws_follow_the_weights_and_the_seed() -> None:
-    items = [{"weight": 1.0}, {"weight": 3.0}, {"weight": 0.0}]
-    draws = list(weighted_sampler(items, 4000, seed=1))
-    counts = torch.bincount(torch.tensor(draws), minlength=3) / 4000
-    torch.testing.assert_close(counts, torch.tensor([0.25, 0.75, 0.0]), atol=0.03, rtol=0)
-    assert list(weighted_sampler(items, 50, seed=2)) == list(weighted_sampler(items, 50, seed=2))
-
-
 def test_pairs_by_formula_show_one_anatomy_in_two_contrasts() -> None:
     first, second = simulated_items(2)
     head = first["image"] > 0
@@ -82,3 +73,10 @@ def test_pairs_by_formula_show_one_anatomy_in_two_contrasts() -> None:
     joined = torch.stack([first["image"][head].as_tensor(), first["target"][head].as_tensor()])
     assert torch.corrcoef(joined)[0, 1] < -0.5  # what is bright on T1 is dark on T2
     assert not torch.equal(first["image"], second["image"])
+
+
+def test_a_group_takes_the_roles_that_it_names(tmp_path: Path) -> None:
+    write_manifest(tmp_path, "one", ["p1", "p2"])
+    items = training_items([{"manifest": "one.json", "roles": ["image"]}], str(tmp_path), str(tmp_path))
+    assert items
+    assert all({"image", "patient"} <= item.keys() and "target" not in item for item in items)

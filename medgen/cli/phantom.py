@@ -1,0 +1,31 @@
+"""`medgen phantom`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from medgen.cli.words import Output, errors, say
+from medgen.progress import Progress
+
+
+def phantom(
+    output: Output,
+    data: Annotated[
+        Path, typer.Option(metavar="MANIFEST", help="Heads: labels, or an averaged CT with maps of its brain.")
+    ] = Path("head-templates"),
+    count: Annotated[int, typer.Option(help="People of each head.", min=1)] = 4,
+    split: Annotated[str, typer.Option(help="`train`, `validation` or `test`.")] = "test",
+    seed: Annotated[int, typer.Option(help="Of the first person.")] = 0,
+    data_root: Annotated[
+        Path | None, typer.Option(help="Where the manifest's paths begin; default $MEDGEN_DATA, else its folder.")
+    ] = None,
+) -> None:
+    """Write simulated heads, T1-weighted MR and CT of the same people, with a manifest for `medgen evaluate`."""
+    from medgen.run.phantom import write_phantoms
+
+    with errors(), Progress() as progress:
+        cohort = write_phantoms(
+            data, output, count=count, split=split, seed=seed, data_root=data_root, listen=progress.hear
+        )
+    say(f"{len(cohort.cases)} people in {output}; their true CT is in {output / 'manifest.json'}")

@@ -1,0 +1,88 @@
+"""How a prediction is judged: which numbers, in which units, and against which simple answer."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from medgen.errors import BundleError
+from medgen.metrics.hounsfield import LOWEST_HU, best_monotone_ct, body_mask, score_ct
+from medgen.metrics.synthesis import score_synthesis
+
+Volume = npt.NDArray[np.float32]
+Scores = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """One frozen way to score.
+
+    Attributes:
+        name: as a bundle's metadata call it.
+        metrics: title and digits of each score.
+        baseline: name of the simple answer that is scored beside every prediction.
+        score: of (prediction, truth, source, mask or None), all `(X, Y, Z)` on one grid; has every metric and `voxels`.
+        simple: the baseline's image, of (source, truth, mask or None). It may look at the truth: no answer of its kind
+            is better.
+        outside: what a truth that lies on another grid is filled up with.
+    """
+
+    name: str
+    metrics: Mapping[str, tuple[str, int]]
+    baseline: str
+    score: Callable[[Volume, Volume, Volume, Volume | None], Scores]
+    simple: Callable[[Volume, Volume, Volume | None], Volume]
+    outside: float = 0.0
+
+
+def _score_synthesis(prediction: Volume, truth: Volume, source: Volume, mask: Volume | None) -> Scores:
+    return vars(score_synthesis(prediction, truth, source, mask))
+
+
+def _negative(source: Volume, truth: Volume, mask: Volume | None) -> Volume:
+    return np.asarray(source.max() - source)
+
+
+def _score_ct(prediction: Volume, truth: Volume, source: Volume, mask: Volume | None) -> Scores:
+    return vars(score_ct(prediction, truth, mask))
+
+
+def _monotone(source: Volume, truth: Volume, mask: Volume | None) -> Volume:
+    return best_monotone_ct(source, truth, body_mask(truth) if mask is None else mask)
+
+
+PROTOCOLS: Mapping[str, Protocol] = {
+    "synthesis": Protocol(
+        "synthesis",
+        {"psnr_db": ("PSNR [dB]", 2), "ssim": ("SSIM", 3), "hf_ratio": ("sharpness ratio", 2)},
+        "negative",
+        _score_synthesis,
+        _negative,
+    ),
+    "hounsfield": Protocol(
+        "hounsfield",
+        {
+            "mae_hu": ("MAE [HU]", 1),
+            "psnr_db": ("PSNR [dB]", 2),
+            "ssim": ("SSIM", 3),
+            "bone_dice": ("Dice, bone", 3),
+            "air_dice": ("Dice, air", 3),
+        },
+        "monotone",
+        _score_ct,
+        _monotone,
+        outside=LOWEST_HU,
+    ),
+}
+
+
+def find_protocol(name: str) -> Protocol:
+    """Returns the protocol of this name.
+
+    Raises:
+        BundleError: there is none.
+    """
+    if name not in PROTOCOLS:
+        raise BundleError(f"expected the metadata's `evaluation` to be one of {', '.join(PROTOCOLS)}, got {name!r}")
+    return PROTOCOLS[name]
