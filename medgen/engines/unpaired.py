@@ -11,7 +11,7 @@ import torch
 from ignite.engine import Engine
 from torch import Tensor
 
-from medgen.engines.adversary import Adversary
+from medgen.engines.adversary import Adversary, gradient_norm
 from medgen.engines.player import MovingAverage, Player, move
 from medgen.engines.pool import ImagePool
 from medgen.engines.trainer import Batch, ImageTrainer
@@ -77,7 +77,7 @@ class CycleRules:
 class UnpairedTrainer(ImageTrainer):
     """Each iteration moves both generators by one loss, then both discriminators by one each.
 
-    `engine.state.output` has `loss`, `g_loss` (both adversarial parts), `cycle_loss`, `d_loss` and what
+    `engine.state.output` has `loss`, `g_loss` (both adversarial parts), `cycle_loss`, `d_loss`, `g_pull` and what
     `Adversary.learn` tells (of the forward direction), `pred` (translated `image`) and `real` (`target`).
 
     Args:
@@ -117,7 +117,9 @@ class UnpairedTrainer(ImageTrainer):
         with self._autocast():
             fake_b, fake_a = self.forth.generator.network(a), self.back.generator.network(b)
             back_a, back_b = self.back.generator.network(fake_b), self.forth.generator.network(fake_a)
-            felt = self._felt(self.forth, fake_b) + self._felt(self.back, fake_a)
+            felt_b, felt_a = self._felt(self.forth, fake_b), self._felt(self.back, fake_a)
+        felt = felt_b + felt_a
+        pull = {"g_pull": gradient_norm(felt_b, fake_b).item()} if felt_b.requires_grad else {}
         cycle = self.rules.cycle_loss(back_a.float(), a) + self.rules.cycle_loss(back_b.float(), b)
         loss = felt + self.rules.cycle_weight * (cycle + self._identity(a, b))
         if self.rules.anatomy_loss is not None:
@@ -127,7 +129,7 @@ class UnpairedTrainer(ImageTrainer):
         for direction, did in zip((self.forth, self.back), moved, strict=True):
             if did and direction.average is not None:
                 direction.average.update(direction.generator.network)
-        told = {"loss": loss.item(), "g_loss": felt.item(), "cycle_loss": cycle.item()}
+        told = {"loss": loss.item(), "g_loss": felt.item(), "cycle_loss": cycle.item(), **pull}
         return fake_b.float().detach(), fake_a.float().detach(), told | {"g_norm": self.forth.generator.norm}
 
     def _identity(self, a: Tensor, b: Tensor) -> Tensor:

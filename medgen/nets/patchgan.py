@@ -21,6 +21,7 @@ class PatchDiscriminator(nn.Module):
         detail_gain: above 0, only detail is judged: the images minus their 3x3x3 mean, times this gain. The
             reconstruction loss holds the rest, and a discriminator that need not learn to look past it learns in a
             fraction of the time.
+        dropout: share of feature maps that is dropped in training: blunts a discriminator that wins too easily.
     """
 
     def __init__(
@@ -29,8 +30,10 @@ class PatchDiscriminator(nn.Module):
         channels: Sequence[int] = (32, 64, 128),
         spectral: bool = True,
         detail_gain: float = 0.0,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        self.drop = nn.Dropout3d(dropout)
         self.detail_gain = detail_gain
         widths = [in_channels, *channels]
         layers = [nn.Conv3d(a, b, 4, stride=2, padding=1) for a, b in zip(widths[:-1], channels, strict=True)]
@@ -48,6 +51,6 @@ class PatchDiscriminator(nn.Module):
             smooth = functional.avg_pool3d(functional.pad(pair, [1] * 6, mode="replicate"), 3, stride=1)
             pair = self.detail_gain * (pair - smooth)
         for layer in self.layers[:-1]:
-            pair = functional.leaky_relu(layer(pair), 0.2)
+            pair = self.drop(functional.leaky_relu(layer(pair), 0.2))
             features.append(pair)
         return self.layers[-1](pair), features

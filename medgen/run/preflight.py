@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from monai.data import MetaTensor
+import numpy.typing as npt
 
 from medgen.errors import MedgenError
 from medgen.geometry import Grid
 from medgen.read.discover import find_cases
-from medgen.read.reader import read_image
+from medgen.read.reader import read_image, read_volume
 from medgen.run.trust_code import load_config
 
-ROLES = ("image", "target", "mask", "brain")
+ROLES = ("image", "target", "label", "mask", "brain", "body", "ct", "csf", "grey", "white")
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,9 @@ def check_items(
             if number < voxels:
                 checks += [_value_check(path) for path in roles.values()]
         except MedgenError as error:
-            checks.append(Check(_name(roles["image"]), str(error), wrong=True))
+            checks.append(Check(_name(next(iter(roles.values()))), str(error), wrong=True))
             continue
-        if paired and "target" in grids:
+        if paired and {"image", "target"} <= grids.keys():
             checks += _grid_checks(_name(roles["target"]), grids, registers=registers)
     return checks
 
@@ -85,6 +85,8 @@ def _name(path: str) -> str:
 
 
 def _grid(path: Path) -> Grid:
+    if path.suffix == ".zip":  # found by its path alone
+        return read_volume([path]).grid
     found = [case for case in find_cases(path, salt=b"training") if not case.excluded]
     if len(found) != 1 or found[0].grid is None:
         raise MedgenError(f"expected one volume at {_name(str(path))}, got {len(found)}; see `medgen inspect`")
@@ -101,8 +103,14 @@ def _grid_checks(name: str, grids: Mapping[str, Grid], *, registers: bool) -> li
 
 
 def _value_check(path: str) -> Check:
-    case = next(case for case in find_cases(Path(path), salt=b"training") if not case.excluded)
-    volume: MetaTensor = read_image(case)
-    values = np.asarray(volume.as_tensor())
-    low, high = np.percentile(values[:, ::2, ::2, ::2], [1, 99])
-    return Check(_name(path), f"values {low:.4g} to {high:.4g} (1st and 99th percentile)", wrong=bool(low == high))
+    values = _voxels(Path(path))
+    low, high = np.percentile(values[..., ::2, ::2, ::2], [1, 99])
+    flat = float(values.min()) == float(values.max())
+    return Check(_name(path), f"values {low:.4g} to {high:.4g} (1st and 99th percentile)", wrong=flat)
+
+
+def _voxels(path: Path) -> npt.NDArray[np.float32]:
+    if path.suffix == ".zip":
+        return read_volume([path]).image
+    case = next(case for case in find_cases(path, salt=b"training") if not case.excluded)
+    return np.asarray(read_image(case).as_tensor())

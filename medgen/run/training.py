@@ -40,7 +40,8 @@ def training_items(
     Args:
         groups: each with `manifest` (a file name), `weight` (how often each of its pairs is drawn, relative; 1 if
             absent), `strip` (whether whole heads shall be stripped; false if absent) and `roles` (which files of each
-            case to take; all if absent). A manifest may stand in two groups, stripped and whole.
+            case to take, leaving out cases that lack one; all if absent). A manifest may stand in two groups, stripped
+            and whole.
         dataset_dir: the folder that the manifests' paths are relative to.
         manifest_dir: where the manifests are; by default, those that come with medgen.
         split: of the manifests.
@@ -61,9 +62,9 @@ def training_items(
         added = {"weight": float(group.get("weight", 1.0)), "strip": bool(group.get("strip", False))}
         pairs = datalist_from_manifest(folder / group["manifest"], split, Path(dataset_dir))
         for pair in pairs:
-            taken = {role: pair[role] for role in group.get("roles", pair.keys() - {"patient"}) if role in pair}
-            if pair["patient"] not in exclude:
-                items.append({**taken, "patient": pair["patient"], **added})
+            roles = group.get("roles", pair.keys())
+            if pair["patient"] not in exclude and set(roles) <= pair.keys():
+                items.append({**{role: pair[role] for role in roles}, "patient": pair["patient"], **added})
     return items
 
 

@@ -194,6 +194,13 @@ def test_properties_are_whole_without_data(bundle: Path, tmp_path: Path, missing
     assert _workflow(bundle, "train", "train", **override).check_properties() == []
 
 
+@pytest.mark.parametrize("name", ["inference", "train"])
+def test_the_config_finds_a_device_by_itself(bundle: Path, name: str) -> None:
+    parser = ConfigParser()
+    parser.read_config(str(bundle / "configs" / f"{name}.yaml"))
+    assert isinstance(parser.get_parsed_content("device"), torch.device)
+
+
 def test_network_takes_and_gives_the_declared_shapes(bundle: Path) -> None:
     config = str(bundle / "configs" / "inference.yaml")
     for size in (1, 2):
@@ -261,3 +268,36 @@ def test_two_iterations_of_training_leave_finite_weights(bundle: Path, tmp_path:
     after = list(network.parameters())
     assert all(torch.isfinite(weight).all() for weight in after)
     assert any(not torch.equal(old, new) for old, new in zip(before, after, strict=True))
+
+
+def _write_pairs(folder: Path) -> list[dict[str, Any]]:
+    """Two people's pairs on one grid: the target is the negative of the image, in a range that CT numbers have, too."""
+    items = []
+    for seed in range(2):
+        grid = head_grid((34, 38, 36), (2.0, 2.1, 2.2))
+        image = simulate_t1(grid, seed=seed)
+        paths = {role: str(folder / f"{seed}_{role}.nii.gz") for role in ("image", "target")}
+        for path, volume in zip(paths.values(), (image, image.max() - image), strict=True):
+            nibabel.save(nibabel.Nifti1Image(volume.astype(np.float32), grid.affine), path)
+        items.append({**paths, "patient": f"p{seed}"})
+    return items
+
+
+def test_training_starts_on_pairs_as_monai_label_starts_it(bundle: Path, tmp_path: Path) -> None:
+    items = _write_pairs(tmp_path)
+    override = {
+        "train#dataset#data": items,
+        "validate#dataset#data": [],
+        "train#trainer#max_epochs": 1,
+        "dataset_dir": str(tmp_path / "none"),
+        "output_dir": str(tmp_path / "out"),
+        "window": [64, 64, 64],  # at a smaller one, bfloat16 convolutions of this torch can give NaN on the CPU
+        "iterations_per_epoch": 2,
+    }
+    workflow = _workflow(bundle, "train", "train", **override)
+    parser = workflow.parser
+    assert isinstance(parser.get("train#handlers"), list)  # to which MONAI Label adds its own
+    workflow.run()
+    assert parser.get_parsed_content("train#trainer").state.iteration == 2
+    state = torch.load(tmp_path / "out" / "model.pt", weights_only=True)
+    assert state.keys() == parser.get_parsed_content("network").state_dict().keys()

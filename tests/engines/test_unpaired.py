@@ -49,6 +49,8 @@ def test_the_terms_are_those_of_the_paper() -> None:
     assert out["cycle_loss"] == pytest.approx(cycle)
     assert out["g_loss"] == pytest.approx(felt)
     assert out["loss"] == pytest.approx(felt + 10 * (cycle + identity))
+    # What health reads: the gradient of 0.5 * mean((f - 1)^2) at 16 voxels of f = 2.
+    assert out["g_pull"] == pytest.approx(((2 - 1) / 16) * 16**0.5)
 
 
 def test_each_discriminator_sees_its_own_domain_alone() -> None:

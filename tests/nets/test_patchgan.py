@@ -44,3 +44,10 @@ def test_a_judge_of_detail_does_not_see_brightness() -> None:
     network, pair = PatchDiscriminator(2, (4,), spectral=False, detail_gain=5.0), torch.rand(1, 2, 12, 14, 16)
     torch.testing.assert_close(network(pair)[0], network(pair + 3)[0], atol=1e-4, rtol=0)
     assert not torch.allclose(network(pair)[0], network(2 * pair)[0], atol=1e-4)
+
+
+def test_dropout_blunts_in_training_alone() -> None:
+    judge, pair = PatchDiscriminator(channels=[8, 8], dropout=0.5), torch.randn(1, 2, 16, 16, 16)
+    assert not torch.equal(judge(pair)[0], judge(pair)[0])
+    judge.eval()
+    assert torch.equal(judge(pair)[0], judge(pair)[0])
