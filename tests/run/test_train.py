@@ -2,6 +2,7 @@
 
 import csv
 import json
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -60,6 +61,26 @@ def test_what_is_missing_constant_or_no_image_is_named(tmp_path: Path) -> None:
     ]
     wrong = [check.what for check in check_items(items, registers=True) if check.wrong]
     assert [Path(name).name for name in wrong] == ["gone.nii.gz", "flat.nii.gz", "text.nii.gz"]
+
+
+def test_labels_and_zipped_files_are_checked_too(tmp_path: Path) -> None:
+    volume(tmp_path / "labels.nii")
+    with zipfile.ZipFile(tmp_path / "labels.nii.zip", "w") as archive:
+        archive.write(tmp_path / "labels.nii", "labels.nii")
+    (tmp_path / "bad.nii.zip").write_text("no archive")
+    items = [{"label": str(tmp_path / f"{name}.nii.zip"), "patient": name} for name in ("labels", "bad", "gone")]
+    checks = check_items(items, registers=False)
+    assert [Path(check.what).name for check in checks if check.wrong] == ["bad.nii.zip", "gone.nii.zip"]
+    found = [check.finding for check in checks if check.what.endswith("labels.nii.zip")]
+    assert [finding.partition(" ")[0] for finding in found] == ["values"]
+
+
+def test_unpaired_items_need_no_partner(tmp_path: Path) -> None:
+    items = [
+        {"image": volume(tmp_path / "mr.nii.gz"), "patient": "1"},
+        {"target": volume(tmp_path / "ct.nii.gz", shift=9), "patient": "2"},
+    ]
+    assert not [check for check in check_items(items, registers=False, paired=False) if check.wrong]
 
 
 def test_nothing_to_train_on_is_wrong() -> None:
