@@ -85,7 +85,9 @@ class ImageTrainer(Trainer):  # type: ignore[misc]
             player.flush()
 
     def _to_device(self, batch: Batch, *keys: str) -> list[Tensor]:
-        return [batch[key].to(self.state.device, non_blocking=True) for key in keys]
+        """Images as plain tensors: slicing a batch of MetaTensors compares their histories, and can fail."""
+        plain = [batch[key].as_subclass(Tensor) for key in keys]
+        return [image.to(self.state.device, non_blocking=True) for image in plain]
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.state.device.type, dtype=self.half or torch.bfloat16, enabled=self.half is not None)

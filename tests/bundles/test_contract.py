@@ -293,6 +293,7 @@ def test_training_starts_on_pairs_as_monai_label_starts_it(bundle: Path, tmp_pat
         "output_dir": str(tmp_path / "out"),
         "window": [64, 64, 64],  # at a smaller one, bfloat16 convolutions of this torch can give NaN on the CPU
         "iterations_per_epoch": 2,
+        "adversary_first_epoch": -1,  # past its head start
     }
     workflow = _workflow(bundle, "train", "train", **override)
     parser = workflow.parser

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from monai.data import MetaTensor, list_data_collate
 from monai.handlers import CheckpointLoader, CheckpointSaver
+from monai.transforms import RandGaussianSmoothd
 from torch import Tensor, nn
 
 from medgen.engines.adversary import Adversary, gradient_norm
@@ -178,6 +180,19 @@ def test_the_moving_average_of_a_network_at_rest_is_the_network() -> None:
     for _ in range(5):
         average.update(network)
     assert all(torch.allclose(a, b) for a, b in zip(average.network.parameters(), network.parameters(), strict=True))
+
+
+def test_images_that_carry_their_history_train_as_plain_ones_do() -> None:
+    plain, carrying = make(), make()
+    blur = RandGaussianSmoothd("image", prob=0.5).set_random_state(seed=0)
+    blurred = [[blur({k: MetaTensor(v[0]) for k, v in batch.items()}) for _ in range(4)] for batch in batches()]
+    carrying.data_loader = carrying.state.dataloader = [list_data_collate(items) for items in blurred]
+    plain.data_loader = plain.state.dataloader = [
+        {k: v.as_tensor() for k, v in batch.items() if isinstance(v, torch.Tensor)} for batch in carrying.data_loader
+    ]
+    for trainer in (plain, carrying):
+        trainer.run()
+    assert torch.equal(weights(plain), weights(carrying))
 
 
 def test_an_unknown_option_is_named() -> None:
