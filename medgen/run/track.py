@@ -53,9 +53,11 @@ class MLflowTracker:
 
     def __init__(self, folder: Path, bundle: str) -> None:
         try:
-            import mlflow  # noqa: PLC0415 - hundreds of packages, for those who ask for it
+            import mlflow  # noqa: PLC0415 - for those who ask for it
         except ImportError as error:
-            raise BundleError("expected MLflow for --track mlflow, it is not installed; pip install mlflow") from error
+            raise BundleError(
+                "expected MLflow for --track mlflow, it is not installed; pip install 'medgen[mlflow]'"
+            ) from error
         uri = f"sqlite:///{(folder / 'mlflow.db').absolute()}"
         self.client: Any = mlflow.MlflowClient(tracking_uri=uri)
         found = self.client.get_experiment_by_name(bundle)
