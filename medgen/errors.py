@@ -79,3 +79,10 @@ class UntrustedError(BundleError):
 
 class DeviceError(MedgenError):
     """The device asked for is not there, or too small for the smallest region."""
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """Returns the error at the end of a chain of `raise ... from ...`: what went wrong, below those who passed it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error

@@ -16,29 +16,30 @@ if TYPE_CHECKING:  # the command line must answer before numpy is imported
 _SETTLED = ("done", "kept", "failed", "skipped")
 
 
-class Progress:
-    """Shows the events of a run; a context manager.
+class _Display:
+    """A bar on a terminal; a context manager.
 
     Args:
         console: where to; standard error if not given.
+        said: name of the field that stands behind the count.
+        period_s: over which the time left is estimated.
     """
 
-    def __init__(self, console: Console | None = None) -> None:
+    def __init__(self, console: Console | None, said: str, period_s: float = 30.0) -> None:
         self._console = console or Console(stderr=True)
         self._bar = Bar(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[failed]}"),
+            TextColumn(f"{{task.fields[{said}]}}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
+            speed_estimate_period=period_s,
             console=self._console,
             disable=not self._console.is_terminal,
         )
         self._task: TaskID | None = None
-        self._failed = 0
-        self._began = time.monotonic()
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -48,6 +49,22 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.stop()
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+class Progress(_Display):
+    """Shows the events of a run; a context manager.
+
+    Args:
+        console: where to; standard error if not given.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        super().__init__(console, "failed")
+        self._failed = 0
+        self._began = time.monotonic()
 
     def hear(self, event: "Event") -> None:
         """Shows one event of `medgen.run.cohort.run_cohort`."""
@@ -69,11 +86,8 @@ class Progress:
         elif event.kind in ("redo", "busy", "stop"):
             self._say(f"{event.kind} {event.case}{said}".replace(" :", ":"))
 
-    def _say(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-
-class TrainProgress:
+class TrainProgress(_Display):
     """Shows the events of a training; a context manager.
 
     Args:
@@ -81,34 +95,14 @@ class TrainProgress:
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(stderr=True)
-        self._bar = Bar(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[said]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            speed_estimate_period=600,
-            console=self._console,
-            disable=not self._console.is_terminal,
-        )
-        self._task: TaskID | None = None
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
+        super().__init__(console, "said", period_s=600)
+        self._began, self._first = time.monotonic(), 0
 
     def hear(self, event: "TrainEvent") -> None:
         """Shows one event of `medgen.run.train.train_job`."""
         said = ", ".join(f"{name} {value:.4g}" for name, value in event.numbers.items())
         if event.kind == "begin":
+            self._began, self._first = time.monotonic(), event.epoch - 1
             self._task = self._bar.add_task("training", total=event.epochs * event.iterations or None, said="")
         elif self._task is not None:
             done = (event.epoch - 1) * event.iterations + event.iteration
@@ -119,7 +113,8 @@ class TrainProgress:
         elif event.kind == "validation":
             self._say(f"epoch {event.epoch}: validation {said}")
         elif event.kind == "epoch" and not self._console.is_terminal:
-            self._say(f"epoch {event.epoch} of {event.epochs}: {said}, {event.samples_per_second:.2g} samples/s")
-
-    def _say(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+            each = (time.monotonic() - self._began) / max(event.epoch - self._first, 1)
+            left = f"{each * (event.epochs - event.epoch) / 60:.0f} min left"
+            self._say(
+                f"epoch {event.epoch} of {event.epochs}: {said}, {event.samples_per_second:.2g} samples/s, {left}"
+            )

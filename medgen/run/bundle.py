@@ -19,7 +19,7 @@ from monai.transforms import AsDiscreted, Compose, Invertd, LoadImaged, SaveImag
 from torch import nn
 
 from medgen.case import OutputKind
-from medgen.errors import BundleError, MedgenError, UntrustedError
+from medgen.errors import BundleError, MedgenError, UntrustedError, root_cause
 from medgen.provenance import Provenance, file_sha256
 from medgen.run.catalog import BundleFolder, find_bundle
 from medgen.run.device import pick_device
@@ -196,9 +196,7 @@ def _part(parser: ConfigParser, name: str, entry: BundleFolder) -> Any:  # noqa:
     except MedgenError:
         raise
     except Exception as error:  # the config runs arbitrary code
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
+        cause = root_cause(error)
         reason = f"{type(cause).__name__}: {shorten(str(cause), 200, placeholder='…')}{_asked_for(parser, cause)}"
         raise BundleError(f"{name} of the bundle {entry.name} cannot be built: {reason}") from error
 

@@ -13,7 +13,7 @@ from monai.bundle import ConfigParser
 
 import medgen
 from medgen.engines.health import HealthMonitor
-from medgen.errors import BundleError, MedgenError, NoInputError
+from medgen.errors import BundleError, MedgenError, NoInputError, root_cause
 from medgen.run.preflight import Check, check_items, leaks, registers_pairs
 from medgen.run.track import Tracker, open_tracker
 from medgen.run.train_config import TrainRequest, open_training
@@ -194,9 +194,7 @@ def _parsed(parser: ConfigParser, name: str) -> Any:  # noqa: ANN401 - a config 
     except MedgenError:
         raise
     except Exception as error:  # the config runs arbitrary code
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
+        cause = root_cause(error)
         if isinstance(cause, MedgenError):
             raise cause from error
         raise BundleError(f"{name} of the config cannot be built: {type(cause).__name__}: {cause}") from error
