@@ -10,6 +10,7 @@ import yaml
 from monai.bundle import ConfigParser
 
 from medgen.errors import BundleError, UntrustedError
+from medgen.read.manifest import find_data_root, find_manifest
 from medgen.run.catalog import BundleFolder, find_bundle
 from medgen.run.trust_code import CONFIG_SUFFIXES, list_code, load_config
 
@@ -50,6 +51,7 @@ def open_training(request: TrainRequest) -> tuple[BundleFolder, ConfigParser]:
     Raises:
         BundleError: there is no such config, it lacks what `medgen train` needs, or a change names no id of it.
         UntrustedError: it is code from elsewhere and `trust` is not given.
+        ManifestError: there is no such manifest.
     """
     entry = find_bundle(request.bundle)
     path = _config_path(entry, request.config)
@@ -67,7 +69,7 @@ def open_training(request: TrainRequest) -> tuple[BundleFolder, ConfigParser]:
     parser.read_config(path)
     settings = {"bundle_root": str(entry.folder), "output_dir": str(request.output.absolute())}
     if request.data_root is not None or request.data is not None:
-        settings["dataset_dir"] = str((request.data_root or _manifest(request).parent).absolute())
+        settings["dataset_dir"] = str(_data_root(request).absolute())
     for name, value in settings.items():
         parser[name] = value
     _use_manifest(parser, request)
@@ -84,10 +86,10 @@ def _config_path(entry: BundleFolder, name: str) -> Path:
     return found
 
 
-def _manifest(request: TrainRequest) -> Path:
+def _data_root(request: TrainRequest) -> Path:
     if request.data is None:
-        raise BundleError("expected a manifest (--data) or the folder that the bundle's own refer to (--data-root)")
-    return request.data.absolute()
+        return request.data_root or Path()
+    return find_data_root(find_manifest(request.data), request.data_root)
 
 
 def _use_manifest(parser: ConfigParser, request: TrainRequest) -> None:
@@ -101,7 +103,7 @@ def _use_manifest(parser: ConfigParser, request: TrainRequest) -> None:
             raise BundleError(
                 f"--data needs a config whose {name} reads manifests, this one makes its data itself; leave it out"
             )
-        parser[f"{name}::groups"] = [{"manifest": str(_manifest(request))}]
+        parser[f"{name}::groups"] = [{"manifest": str(find_manifest(request.data).absolute())}]
 
 
 def _apply(parser: ConfigParser, change: str) -> None:

@@ -13,7 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 from medgen.cli import app
-from medgen.errors import BundleError, NoInputError
+from medgen.errors import BundleError, ManifestError, NoInputError
 from medgen.run.preflight import check_items, leaks
 from medgen.run.train import TrainEvent, TrainRequest, plan_training, train_job
 from medgen.run.train_config import open_training
@@ -178,6 +178,18 @@ def test_nothing_to_train_on_starts_nothing(tmp_path: Path) -> None:
     with pytest.raises(NoInputError, match="items"):
         train_job(request)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_manifest_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match="no file at"):
+        open_training(TrainRequest(BUNDLE, tmp_path / "run", data=tmp_path / "mine.json"))
+
+
+def test_a_manifest_of_ours_is_known_by_its_name(tmp_path: Path) -> None:
+    request = TrainRequest(BUNDLE, tmp_path / "run", data=Path("glioma"), data_root=tmp_path)
+    _, parser = open_training(request)
+    assert Path(parser["train::dataset::data::groups"][0]["manifest"]).name == "glioma.json"
+    assert parser["dataset_dir"] == str(tmp_path)
 
 
 def test_an_unknown_config_is_named(tmp_path: Path) -> None:
