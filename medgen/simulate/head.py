@@ -22,6 +22,7 @@ Array = npt.NDArray[np.float32]
 LABELS: Mapping[str, int] = {"white": 1, "grey": 2, "csf": 3, "bone": 4, "soft": 5, "air": 6}
 FIELDS = ("white", "grey", "csf", "skin_mm", "bone_mm", "cavity_mm")
 _FARTHEST_MM = 60.0
+_CLOSED = 9.0  # no smooth field of unit variance ever reaches it
 
 # Besides the tissues of `RELAXATION`. Marrow: red and yellow in equal parts. Skin and mucosa: times near muscle, with
 # more water. Vessels are left out: their signal is a matter of flow.
@@ -107,6 +108,8 @@ class Person:
         table_mm: of the skull's tables; what lies deeper is marrow.
         thicker_mm: added to bone on all sides.
         uneven_mm: standard deviation of what is added to bone from place to place; thin bone can vanish.
+        open_from: level of a smooth field of unit variance above which bone is missing, as after surgery: it teaches
+            that bone is where an image shows it, not wherever heads have it.
         marrow: share of marrow where it is not table.
         mottled: share of fat in deep soft tissue.
         mucosa_mm: thickness of the lining of cavities.
@@ -119,6 +122,7 @@ class Person:
     table_mm: float = 1.8
     thicker_mm: float = 0.0
     uneven_mm: float = 0.4
+    open_from: float = _CLOSED
     marrow: float = 0.8
     mottled: float = 0.3
     mucosa_mm: float = 1.0
@@ -134,6 +138,7 @@ class Person:
             table_mm=rng.uniform(1.2, 2.6),
             thicker_mm=rng.uniform(-1.0, 2.0),
             uneven_mm=rng.uniform(0.2, 1.8),
+            open_from=rng.uniform(0.5, 1.5) if rng.uniform() < 0.3 else _CLOSED,
             marrow=rng.uniform(0.3, 1.0),
             mottled=rng.uniform(0.1, 0.5),
             mucosa_mm=rng.uniform(0.3, 2.5),
@@ -160,7 +165,7 @@ def head_fractions(
         return np.asarray(np.clip(0.5 + depth / voxel_mm, 0, 1), dtype=np.float32)
 
     wobble = smooth_noise(shape, 40.0 / voxel_mm, rng)
-    skull = bone + person.thicker_mm + person.uneven_mm * smooth_noise(shape, 25.0 / voxel_mm, rng)
+    skull = _skull(bone, person, rng, voxel_mm)
     head, solid, hollow = below(skin), below(skull), below(cavity)
     brain = np.clip(white + grey + csf, 0, 1)
     marrow = person.marrow * below(skull - person.table_mm - 0.5 * smooth_noise(shape, 8.0 / voxel_mm, rng))
@@ -201,6 +206,15 @@ def head_fractions(
     take("muscle", np.ones(shape, np.float32))
     parts.pop("air")
     return parts
+
+
+def _skull(bone: Array, person: Person, rng: np.random.Generator, voxel_mm: float) -> Array:
+    """The depth within a person's own bone `[mm]`: thicker here, thinner there, and missing where it is open."""
+    skull = bone + person.thicker_mm + person.uneven_mm * smooth_noise(bone.shape, 25.0 / voxel_mm, rng)
+    if person.open_from < _CLOSED:
+        opening = smooth_noise(bone.shape, 35.0 / voxel_mm, rng) - person.open_from
+        skull -= 20.0 * np.clip(0.5 + 8 * opening / voxel_mm, 0, 1)
+    return np.asarray(skull, dtype=np.float32)
 
 
 def random_mr(fractions: Mapping[str, Array], rng: np.random.Generator) -> Array:

@@ -4,16 +4,24 @@ from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
-from scipy.ndimage import binary_dilation, binary_fill_holes, generate_binary_structure, label, zoom
+from scipy.ndimage import (
+    binary_dilation,
+    binary_fill_holes,
+    generate_binary_structure,
+    label,
+    maximum_filter,
+    zoom,
+)
 
 from medgen.errors import IntensityError
 from medgen.simulate.head import LABELS
 
 Volume = npt.NDArray[np.float32]
 
-BONE_HU, AIR_HU = 200.0, -400.0
+LEAST_BONE_HU, AIR_HU = 100.0, -400.0
 _DARK, _MIDDLE, _STRETCH, _LOWEST_HU = 900.0, 200.0, 11.0, -1024.0
 _FLUID_VOXELS = 6
+_PEAK_VOXELS = 9
 
 
 def cormack_to_hu(volume: npt.ArrayLike) -> Volume:
@@ -35,8 +43,12 @@ def cormack_to_hu(volume: npt.ArrayLike) -> Volume:
 def template_labels(ct_hu: npt.ArrayLike, maps: Mapping[str, npt.ArrayLike]) -> npt.NDArray[np.uint8]:
     """Labels a head `(X, Y, Z)` as in `medgen.simulate.head.LABELS`: bone and air by threshold, brain by its maps.
 
+    Averaging many heads blurs thick bone and nearly wipes out thin bone, so one threshold would either swell the vault
+    or lose the base. Bone is what exceeds half of the highest value within 4 voxels, and 100 HU in any case: more than
+    any soft tissue has.
+
     Args:
-        ct_hu: CT `(X, Y, Z)` `[HU]`; isotropic voxels of 1 to 3 mm.
+        ct_hu: CT `(X, Y, Z)` `[HU]`; isotropic voxels of about 1 mm.
         maps: fraction or probability of `csf`, `grey` and `white`, each `(X, Y, Z)`. What lies between them and the
             bone is taken for fluid.
 
@@ -51,14 +63,14 @@ def template_labels(ct_hu: npt.ArrayLike, maps: Mapping[str, npt.ArrayLike]) -> 
     sizes[0] = 0
     solid = parts == int(sizes.argmax())
     head = np.stack([binary_fill_holes(solid[..., z]) for z in range(ct.shape[2])], axis=-1)
-    bone = head & (ct > BONE_HU)
+    bone = head & (ct > np.maximum(LEAST_BONE_HU, maximum_filter(ct, _PEAK_VOXELS) / 2))
     labels = np.where(head, np.where(ct < AIR_HU, LABELS["air"], LABELS["soft"]), 0)
     order = ("csf", "grey", "white")
     shares = np.stack([np.asarray(maps[name], dtype=np.float32) for name in order])
     brain = (shares.sum(axis=0) > 0.5) & head & ~bone
-    around = binary_dilation(
-        brain, generate_binary_structure(3, 1), iterations=_FLUID_VOXELS, mask=head & ~bone & (ct > AIR_HU)
-    )
+    faces = generate_binary_structure(3, 1)
+    near_brain = binary_dilation(brain, faces, iterations=_FLUID_VOXELS, mask=head & ~bone & (ct > AIR_HU))
+    around = near_brain & binary_dilation(bone, faces, iterations=_FLUID_VOXELS)
     labels = np.where(around, LABELS["csf"], labels)
     labels = np.where(brain, np.array([LABELS[name] for name in order])[shares.argmax(axis=0)], labels)
     return np.asarray(np.where(bone, LABELS["bone"], labels), dtype=np.uint8)

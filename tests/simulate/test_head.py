@@ -115,3 +115,15 @@ def test_noise_is_standard_and_smooth() -> None:
     assert abs(noise.mean()) < 0.15
     assert noise.std() == pytest.approx(1.0, abs=0.2)
     assert np.abs(np.diff(noise, axis=0)).mean() < 0.35
+
+
+def test_an_open_skull_lacks_bone_and_keeps_its_brain(fields: np.ndarray) -> None:
+    bone = {}
+    for level in (9.0, 0.0):
+        people = [
+            head_fractions(fields, replace(Person(), open_from=level), np.random.default_rng(s), 2.0) for s in range(6)
+        ]
+        bone[level] = sum(person[name].sum() for person in people for name in ("cortex", "marrow"))
+        assert people[0]["white"].sum() == pytest.approx(fields[0].sum(), rel=1e-3)
+        assert sum(people[0].values()).max() <= 1 + 1e-4
+    assert 0.25 * bone[9.0] < bone[0.0] < 0.75 * bone[9.0]  # half of a field is above its mean

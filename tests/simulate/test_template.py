@@ -49,3 +49,26 @@ def test_halving_keeps_what_is_linear_and_the_first_voxel() -> None:
     assert fine.shape == (7, 9, 5)
     assert np.abs(fine[::2, ::2, ::2] - ramp).max() < 1e-4
     assert fine[1, 1, 1] == pytest.approx(0.5 + 5 + 50, abs=1e-4)
+
+
+def test_fluid_fills_the_gap_to_the_bone_and_nothing_where_there_is_none(
+    head: tuple[np.ndarray, dict[str, np.ndarray]],
+) -> None:
+    ct, maps = head
+    open_below = ct.copy()
+    open_below[:, :, :22] = np.where(open_below[:, :, :22] > 500, 30.0, open_below[:, :, :22])
+    labels = template_labels(open_below, maps)
+    assert labels[30, 30, 30 + 19] == LABELS["csf"]
+    assert labels[30, 30, 30 - 20] == LABELS["soft"]
+
+
+def test_thin_bone_that_averaging_blurred_is_found_beside_thick_bone(
+    head: tuple[np.ndarray, dict[str, np.ndarray]],
+) -> None:
+    ct, maps = head
+    blurred = ct.copy()
+    blurred[28:32, 28:32, 28:32] = 150.0  # low, but the highest for a centimetre around
+    blurred[30, 30, 51] = 300.0  # higher, but less than half of the thick bone that it touches
+    labels = template_labels(blurred, maps)
+    assert (labels[28:32, 28:32, 28:32] == LABELS["bone"]).all()
+    assert labels[30, 30, 51] != LABELS["bone"]
