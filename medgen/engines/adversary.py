@@ -78,9 +78,9 @@ class Adversary:
             logit that are in the right order (0.5 is a guess, whatever the objective); `d_norm`, of its gradient.
         """
         self.player.network.train()
-        real, fake = self._swapped(real, fake.detach())
+        fake = fake.detach()
         real_logits, fake_logits = self.judge(real), self.judge(fake)
-        loss = self.d_loss(real_logits, fake_logits)
+        loss = self.d_loss(*self._swapped(real_logits, fake_logits))
         if self.penalty is not None:
             with torch.autocast(real.device.type, enabled=False):
                 loss = loss + self.penalty(self.judge, real.float(), fake.float())
@@ -94,6 +94,7 @@ class Adversary:
         }
 
     def _swapped(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+        """Lets the logits of some examples change places: in what is learnt, not in what is reported."""
         if self.flip <= 0:
             return real, fake
         chosen = (torch.rand(len(real), device=real.device) < self.flip).reshape(-1, *[1] * (real.ndim - 1))

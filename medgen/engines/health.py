@@ -4,7 +4,7 @@ import logging
 from collections import deque
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -113,6 +113,14 @@ class HealthMonitor:
             if self._seen >= self.patience:
                 self._judge(engine)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what a resumed training must know: what was found."""
+        return {"findings": [asdict(finding) for finding in self.findings]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues from a checkpoint."""
+        self.findings = [Finding(**finding) for finding in state["findings"]]
+
     def summary(self) -> dict[str, float]:
         """Returns the means over the window of what health is read from, for a log: what was seen so far of it."""
         means = {name: sum(values) / len(values) for name, values in self.history.items() if values}
@@ -158,8 +166,8 @@ class HealthMonitor:
             self._roll_back()
 
     def _keep(self, engine: Engine) -> None:
-        """Keeps the state of an epoch in which nothing was found."""
-        if not self.findings or self.findings[-1].epoch < int(engine.state.epoch):
+        """Keeps the state of an epoch in which nothing was found, nor found lately: then it may still be ill."""
+        if self._seen >= max(self._silent_until.values(), default=0):
             self._healthy = {name: deepcopy(part.state_dict()) for name, part in self.checkpoint.items()}
 
     def _roll_back(self) -> None:

@@ -47,7 +47,12 @@ class Player:
 
     def flush(self) -> bool:
         """Steps with the gradients held so far, fewer than `accumulate`; returns whether the weights moved."""
-        return self._apply() if self._held else False
+        if not self._held:
+            return False
+        moved = self._apply(self.scaler)
+        if self.scaler is not None:
+            self.scaler.update()
+        return moved
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what a checkpoint must hold: state dicts only."""
@@ -58,6 +63,7 @@ class Player:
         """Continues from a checkpoint."""
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self._held = 0  # gradients that belong to other weights are forgotten
         if self.scaler is not None and state["scaler"]:
             self.scaler.load_state_dict(dict(state["scaler"]))
 
@@ -65,27 +71,27 @@ class Player:
         if self._held == 0:
             self.optimizer.zero_grad(set_to_none=True)
 
-    def _arrived(self) -> bool:
+    def _arrived(self, scaler: "torch.amp.GradScaler | None") -> bool:
         self._held += 1
-        return self._held >= self.accumulate and self._apply()
+        return self._held >= self.accumulate and self._apply(scaler)
 
-    def _apply(self) -> bool:
+    def _apply(self, scaler: "torch.amp.GradScaler | None") -> bool:
         parameters = [p for p in self.network.parameters() if p.grad is not None]
         if self._held > 1:
             for p in parameters:
                 p.grad.div_(self._held)  # type: ignore[union-attr]
         self._held = 0
-        if self.scaler is not None:
-            self.scaler.unscale_(self.optimizer)
+        if scaler is not None:
+            scaler.unscale_(self.optimizer)
         average_over_ranks(parameters)
         self.norm = float(nn.utils.clip_grad_norm_(parameters, self.clip_norm if self.clip_norm > 0 else math.inf))
         moved = math.isfinite(self.norm)
-        if self.scaler is not None:
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
+        # The norm is that of all ranks: a scaler knows of its own rank's overflow alone, and would let the others step.
+        if moved and scaler is not None:
+            scaler.step(self.optimizer)
         elif moved:
             self.optimizer.step()
-        if not moved:
+        else:
             self.refused += 1
             _log.warning("a step of %s was left out: its gradient is not finite", type(self.network).__name__)
         return moved
@@ -94,13 +100,16 @@ class Player:
 def move(players: Sequence[Player], loss: Tensor) -> list[bool]:
     """Moves several networks down the gradient of one loss that they share; returns which of them moved.
 
-    Players that share a loss share its scaler (or have none).
+    The first player's scaler serves all.
     """
     for player in players:
         player._prepare()
     scaler = players[0].scaler
     (scaler.scale(loss) if scaler is not None else loss).backward()  # type: ignore[no-untyped-call]
-    return [player._arrived() for player in players]
+    moved = [player._arrived(scaler) for player in players]
+    if scaler is not None and players[0]._held == 0:
+        scaler.update()
+    return moved
 
 
 def across_ranks() -> bool:

@@ -103,6 +103,7 @@ class UnpairedTrainer(ImageTrainer):
         self.forth, self.back, self.rules = forth, back, rules or CycleRules()
         players = [p for d in (forth, back) for p in (d.generator, d.adversary.player)]
         super().__init__(device, max_epochs, train_data_loader, players, options)
+        back.generator.scaler = forth.generator.scaler  # one loss moves both
 
     def _iteration(self, engine: Engine, batchdata: Batch) -> dict[str, Any]:
         a, b = self._to_device(batchdata, "image", "target")

@@ -105,19 +105,22 @@ class Evaluation:
                 for row in self.rows
                 if row.score is not None and row.simple is not None
             ]
-            # What neither image has, such as air, has no overlap.
-            known = [one for one in scored if not (math.isnan(one[0]) or math.isnan(one[1]))]
-            if not known:
-                continue
             most = _MOST if metric == "psnr_db" else math.inf
-            values = np.minimum([one[:2] for one in known], most)
-            named = {
+            values = np.minimum(np.array([one[:2] for one in scored]).reshape(-1, 2), most)
+            columns = {
                 "prediction": values[:, 0],
                 self.protocol.baseline: values[:, 1],
                 "gain": values[:, 0] - values[:, 1],
             }
-            patients = [one[2] for one in known]
-            found[metric] = {name: spread(column, patients) for name, column in named.items()}
+            patients = np.array([one[2] for one in scored])
+            # The overlap of what neither image has, such as air, is no number.
+            by = {
+                n: spread(c[~np.isnan(c)], patients[~np.isnan(c)].tolist())
+                for n, c in columns.items()
+                if (~np.isnan(c)).any()
+            }
+            if by:
+                found[metric] = by
         return found
 
     def summary(self) -> dict[str, object]:

@@ -1,6 +1,7 @@
 """Heads of simulated people as files: an MR that a bundle is given, the CT that it should make, and their manifest."""
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -60,13 +61,15 @@ def write_phantoms(
         )
     total = count * len(heads)
     listen(Event("begin", total, 0))
+    sessions: Counter[str] = Counter()
     for place, head in enumerate(heads):
-        people = draw_people(head, count, seed)
+        people = draw_people(head, count, seed + place * count)
         subject = "sub-" + re.sub(r"[^A-Za-z0-9]", "", head["patient"])
         for number in range(count):
             listen(Event("stage", total, place * count + number, f"{subject} {number + 1}", "simulate"))
-            name, person = f"{subject}_ses-{number + 1:02d}", people[number]
-            folder = output / subject / f"ses-{number + 1:02d}" / "anat"
+            sessions[subject] += 1
+            session, person = f"ses-{sessions[subject]:02d}", people[number]
+            name, folder = f"{subject}_{session}", output / subject / session / "anat"
             image, target = person["image"][0].numpy(), person["target"][0].numpy()
             grid = _grid(image.shape)
             write_volume(image * WHITE_MATTER, grid, folder / f"{name}_T1w.nii.gz")

@@ -80,10 +80,9 @@ def plan_training(request: TrainRequest) -> list[Check]:
     Raises:
         MedgenError: the config cannot be opened.
     """
-    entry, parser = open_training(request)
+    _, parser = open_training(request)
     items = _parsed(parser, "train::dataset::data")
-    registers = registers_pairs(entry.folder / "configs" / f"{request.config}.yaml")
-    checks = check_items(items, registers=registers, paired=not _unpaired(parser))
+    checks = check_items(items, registers=registers_pairs(parser.get()), paired=not _unpaired(parser))
     if "validate::dataset::data" in parser:
         held_out = _parsed(parser, "validate::dataset::data")
         checks += check_items(held_out, registers=True, voxels=0) if held_out else []
@@ -112,18 +111,18 @@ def train_job(request: TrainRequest, listen: Listen = lambda event: None) -> Tra
     validator = _parsed(parser, "validate::evaluator") if "validate::evaluator" in parser else None
     monitor = _parsed(parser, "health") if "health" in parser else None
     tracker = open_tracker(request.tracker, request.output, entry.name)
-    watch = Watch(trainer, tracker, listen, validator, monitor)
+    Watch(trainer, tracker, listen, validator, monitor)
     began = time.perf_counter()
     checkpoint = dict(_parsed(parser, "checkpoint"))
-    if validator is not None:
-        checkpoint["validator"] = validator
+    checkpoint |= {n: part for n, part in (("validator", validator), ("health", monitor)) if part is not None}
     try:
         start(trainer, _parsed(parser, "train::dataset::data"), checkpoint, str(request.output), resume)
     finally:
         tracker.close()
     findings = tuple(f"epoch {f.epoch}: {f.message}" for f in monitor.findings) if monitor else ()
     seconds = time.perf_counter() - began
-    summary = TrainSummary(int(trainer.state.epoch), seconds, watch.best, findings, request.output)
+    measured = validator.best_means if validator is not None else {}
+    summary = TrainSummary(int(trainer.state.epoch), seconds, measured, findings, request.output)
     _write_card(summary, request, entry.name)
     listen(TrainEvent("end", summary.epochs, summary.epochs, numbers=summary.measured))
     return summary
@@ -141,7 +140,7 @@ class Watch:
         monitor: HealthMonitor | None,
     ) -> None:
         self.trainer, self.tracker, self.listen, self.monitor = trainer, tracker, listen, monitor
-        self.validator, self.best = validator, dict[str, float]()
+        self.validator = validator
         self._told, self._since, self._samples = 0, time.perf_counter(), 0
         if monitor is not None:
             monitor.attach(trainer)
@@ -165,9 +164,6 @@ class Watch:
 
     def _validated(self, means: Mapping[str, float]) -> None:
         self.tracker.log({f"validation/{k}": v for k, v in means.items()}, int(self.trainer.state.iteration))
-        validator = self.validator
-        if validator is not None and validator.sign * means[validator.key] >= validator.best:
-            self.best = dict(means)
         self.listen(self._event("validation", means))
 
     def _output(self) -> Mapping[str, Any]:

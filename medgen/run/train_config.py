@@ -1,6 +1,7 @@
 """A bundle's training config with what the command line changes in it."""
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from medgen.run.catalog import BundleFolder, find_bundle
 from medgen.run.trust_code import CONFIG_SUFFIXES, list_code, load_config
 
 REQUIRED_IDS = ("network", "checkpoint", "train::trainer", "train::dataset::data")
+_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 DATA_IDS = ("train::dataset::data", "validate::dataset::data")
 
 
@@ -115,7 +117,9 @@ def _apply(parser: ConfigParser, change: str) -> None:
         near = difflib.get_close_matches(name, _ids(parser.get()), n=3, cutoff=0.5)
         hint = f"; did you mean {' or '.join(near)}" if near else ""
         raise BundleError(f"expected --set to name something in the config, got {name}{hint}")
-    parser[name] = yaml.safe_load(text)
+    value = yaml.safe_load(text)
+    # YAML 1.1 takes 1e-3, which everybody writes, for a word.
+    parser[name] = float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
 
 
 def _ids(config: Any, prefix: str = "") -> list[str]:  # noqa: ANN401 - JSON

@@ -53,7 +53,7 @@ class Validator:
         self.network, self.dataset, self.inferer, self.score = network, dataset, inferer, score
         self.key, self.folder, self.interval = key, Path(output_dir), interval
         self.sign = -1.0 if lower_is_better else 1.0
-        self.best = -math.inf
+        self.best, self.best_means = -math.inf, dict[str, float]()
         self.rows: list[dict[str, Any]] = []
         self.listen: Callable[[Mapping[str, float]], None] = lambda means: None
 
@@ -79,7 +79,7 @@ class Validator:
                 sheet.append([volumes["image"], prediction, volumes["target"]])
         write_sheet(sheet, ["source", "prediction", "truth"], self.folder / SHEETS / f"epoch-{epoch:04d}.png")
         atomic_text(self.folder / TABLE, self.table())
-        means = {name: float(np.mean([score[name] for score in scores])) for name in scores[0]}
+        means = _means(scores)
         self._keep_best(means)
         self.listen(means)
 
@@ -93,11 +93,12 @@ class Validator:
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what a resumed training must know."""
-        return {"best": self.best, "rows": self.rows}
+        return {"best": self.best, "best_means": self.best_means, "rows": self.rows}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues from a checkpoint."""
         self.best, self.rows = float(state["best"]), list(state["rows"])
+        self.best_means = dict(state["best_means"])
 
     @torch.inference_mode()
     def _predict(self, image: Tensor, device: torch.device) -> Volume:
@@ -108,11 +109,17 @@ class Validator:
         return _volume(prediction[0])
 
     def _keep_best(self, means: Mapping[str, float]) -> None:
-        value = self.sign * means[self.key]
+        value = self.sign * means.get(self.key, math.nan)
         if value > self.best:
-            self.best = value
+            self.best, self.best_means = value, dict(means)
             with atomic_write(self.folder / BEST) as part:
                 torch.save(self.network.state_dict(), part)
+
+
+def _means(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Averages over the cases that have a number: overlap of what neither image has is none."""
+    known = {name: [s[name] for s in scores if not math.isnan(s[name])] for name in scores[0]}
+    return {name: float(np.mean(values)) for name, values in known.items() if values}
 
 
 def _volume(tensor: Tensor) -> Volume:

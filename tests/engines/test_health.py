@@ -151,6 +151,29 @@ def test_rollback_returns_to_the_last_healthy_epoch() -> None:
     assert trainer.adversary.player.optimizer.param_groups[0]["lr"] == pytest.approx(5e-4)
 
 
+def test_an_epoch_that_is_still_ill_is_not_kept_as_healthy() -> None:
+    trainer = gan((1e-3, 1e-3), penalty=partial(r1_penalty, weight=1.0), epochs=8)
+    players = {"generator": trainer.generator, "discriminator": trainer.adversary.player}
+    monitor = HealthMonitor(
+        "rollback", [trainer.adversary.player.optimizer], players, patience=50, every=25, window=125
+    )
+    ends: dict[int, Tensor] = {}
+
+    def poison(engine: Engine) -> None:
+        if engine.state.iteration > 100:
+            engine.state.output["g_norm"] = float("nan")
+
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, poison)
+    monitor.attach(trainer)
+    trainer.add_event_handler(
+        Events.EPOCH_COMPLETED, lambda e: ends.update({e.state.epoch: _weights(trainer.generator)})
+    )
+    trainer.run()
+    assert len(monitor.findings) >= 2  # it goes on being ill
+    kept = torch.cat([p.flatten() for p in monitor._healthy["generator"]["network"].values()])
+    assert any(torch.equal(kept, ends[epoch]) for epoch in (1, 2))
+
+
 def _weights(player: Player) -> Tensor:
     return torch.cat([p.detach().flatten().clone() for p in player.network.parameters()])
 

@@ -116,6 +116,26 @@ def test_flipped_examples_teach_the_opposite() -> None:
     assert not torch.equal(weights(flipped.player.network), weights(straight.player.network))
 
 
+def test_what_is_reported_is_not_swapped() -> None:
+    real, fake = torch.randn(6, 3) + 9, torch.randn(6, 3) - 9
+    straight, flipped = discriminator(), discriminator(flip=1.0)
+    told = [judge.learn(real, fake) for judge in (straight, flipped)]
+    assert told[0]["d_accuracy"] == told[1]["d_accuracy"]
+    assert told[0]["d_real"] == told[1]["d_real"]
+    assert told[0]["d_loss"] != told[1]["d_loss"]
+
+
+def test_gradients_held_for_other_weights_are_forgotten_with_them() -> None:
+    player = sgd(linear(), accumulate=2)
+    state = player.state_dict()
+    player.step(player.network(torch.full((1, 3), float("nan"))).sum())
+    player.load_state_dict(state)
+    for _ in range(2):
+        player.step(player.network(torch.ones(1, 3)).sum())
+    assert torch.isfinite(weights(player.network)).all()
+    assert player.refused == 0
+
+
 def test_noise_is_what_the_discriminator_sees_not_what_the_generator_made() -> None:
     noisy = discriminator(noise=5.0)
     image = torch.zeros(200, 3)

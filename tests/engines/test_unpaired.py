@@ -53,6 +53,16 @@ def test_the_terms_are_those_of_the_paper() -> None:
     assert out["g_pull"] == pytest.approx(((2 - 1) / 16) * 16**0.5)
 
 
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_both_generators_move_in_half_precision(amp: str) -> None:
+    forth, back = direction(2.0, rate=0.01), direction(0.25, rate=0.01)
+    engine = UnpairedTrainer("cpu", 2, batches(3), forth, back, None, {"seed": 1, "amp": amp})
+    engine.run()
+    assert forth.generator.network.factor != 2.0
+    assert back.generator.network.factor != 0.25
+    assert forth.generator.refused == back.generator.refused == 0
+
+
 def test_each_discriminator_sees_its_own_domain_alone() -> None:
     forth, back = direction(2.0), direction(0.25)
     trainer(forth, back).run()

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import nibabel as nib
@@ -13,11 +14,12 @@ import pytest
 from PIL import Image
 
 from medgen.case import Case, OutputKind, Result
-from medgen.errors import GeometryError, IntensityError, NoInputError
+from medgen.errors import BundleError, GeometryError, IntensityError, NoInputError
 from medgen.geometry import Grid
 from medgen.provenance import Provenance
 from medgen.run.compare import write_comparison
 from medgen.run.evaluate import REGRIDDED_FLAG, Pair, evaluate
+from medgen.run.protocol import find_protocol
 
 AFFINE = np.array([[-1.9, 0.2, 0.0, 20.0], [0.2, 2.3, 0.1, -30.0], [0.0, -0.1, 3.1, 5.0], [0.0, 0.0, 0.0, 1.0]])
 KIND = OutputKind("T2w", "MR", "Synthetic T2-weighted")
@@ -184,3 +186,37 @@ def test_a_picture_shows_the_patient_the_same_way_round_on_every_grid(
     tile = pages[0][18:, : pages[0].shape[1] // 4, 0]
     half = tile.shape[1] // 2
     assert tile[:, :half].mean() > 1.5 * tile[:, half:].mean()
+
+
+def test_air_that_only_the_prediction_has_counts_against_it(tmp_path: Path) -> None:
+    ct = np.full((26, 22, 18), -1000, np.float32)
+    ct[4:-4, 3:-3, 3:-3] = 40
+    ct[8:12, 8:12, 8:12] = 900
+    inventing = ct.copy()
+    inventing[15, 10, 9] = -900
+    pair = Pair(_case(tmp_path, "mr", _source()), _case(tmp_path, "ct", ct), "p")
+    hounsfield = find_protocol("hounsfield")
+    spreads = evaluate([pair], _predictor(lambda source: inventing), tmp_path / "out", hounsfield).spreads()
+    assert spreads["air_dice"]["prediction"].mean == 0
+    assert spreads["bone_dice"]["prediction"].mean == 1
+    exact = evaluate([pair], _predictor(lambda source: ct), tmp_path / "exact", hounsfield).spreads()
+    assert "prediction" not in exact.get("air_dice", {})
+
+
+def test_a_ct_on_another_grid_is_filled_up_with_air(tmp_path: Path) -> None:
+    ct = np.full((26, 22, 18), 40, np.float32)
+    ct[12:15, 10:12, 8:10] = 900  # an image of one value is none
+    shifted = AFFINE.copy()
+    shifted[:3, 3] += 8 * AFFINE[:3, 0]
+    pair = Pair(_case(tmp_path, "mr", _source()), _case(tmp_path, "ct", ct, shifted), "p")
+    seen = []
+    hounsfield = find_protocol("hounsfield")
+    spy = replace(hounsfield, score=lambda p, t, s, m: seen.append(t) or hounsfield.score(p, t, s, m))
+    evaluate([pair], _predictor(lambda source: 0 * source), tmp_path / "out", spy)
+    assert seen[0][0].max() < -900
+    assert np.median(seen[0][20]) == pytest.approx(40)
+
+
+def test_an_unknown_protocol_is_named() -> None:
+    with pytest.raises(BundleError, match="hounsfield"):
+        find_protocol("psnr")

@@ -76,3 +76,12 @@ def test_a_manifest_without_heads_is_refused(heads: Path, tmp_path: Path) -> Non
     with pytest.raises(NoInputError, match="heads"):
         write_phantoms(heads, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_two_heads_of_one_patient_are_sessions_and_other_people(heads: Path, tmp_path: Path) -> None:
+    manifest = json.loads(heads.read_text())
+    manifest["cases"] = [{**manifest["cases"][0], "session": name} for name in ("1", "2")]
+    heads.write_text(json.dumps(manifest))
+    cases = write_phantoms(heads, tmp_path / "out", count=1).cases
+    assert [case["session"] for case in cases] == ["ses-01", "ses-02"]
+    assert cases[0]["files"]["target"]["sha256"] != cases[1]["files"]["target"]["sha256"]

@@ -143,6 +143,10 @@ def test_the_same_command_goes_on_where_the_last_one_ended(
     train_job(smoke(parts, "train.trainer.max_epochs=4"), began.append)
     assert [event.epoch for event in began if event.kind == "epoch"] == [3, 4]
     assert torch.equal(weights(parts / "best.pt"), weights(whole / "best.pt"))
+    measured = [json.loads((folder / "train.json").read_text())["measured"] for folder in (whole, parts)]
+    assert measured[0] == measured[1] != {}
+    again = train_job(smoke(parts, "train.trainer.max_epochs=4"))  # nothing is left to do; what was measured stays
+    assert dict(again.measured) == measured[0]
 
 
 def test_weights_to_begin_with_are_those_the_first_step_starts_from(
@@ -178,6 +182,14 @@ def test_nothing_to_train_on_starts_nothing(tmp_path: Path) -> None:
     with pytest.raises(NoInputError, match="items"):
         train_job(request)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("1e-3", 1e-3), ("2.5E+1", 25.0), ("0.5", 0.5), ("e3", "e3"), ("[1, 2]", [1, 2])]
+)
+def test_numbers_are_numbers_however_they_are_written(tmp_path: Path, text: str, value: object) -> None:
+    _, parser = open_training(TrainRequest(BUNDLE, tmp_path, changes=(f"learning_rate={text}",)))
+    assert parser["learning_rate"] == value
 
 
 def test_a_manifest_that_is_not_there_is_named(tmp_path: Path) -> None:
