@@ -17,6 +17,9 @@ def phantom(
     count: Annotated[int, typer.Option(help="People of each head.", min=1)] = 4,
     split: Annotated[str, typer.Option(help="`train`, `validation` or `test`.")] = "test",
     seed: Annotated[int, typer.Option(help="Of the first person.")] = 0,
+    variety: Annotated[
+        float, typer.Option(help="From 0, typical people alone, to 1, as wide as for training.", min=0, max=1)
+    ] = 0.5,
     data_root: Annotated[
         Path | None, typer.Option(help="Where the manifest's paths begin; default $MEDGEN_DATA, else its folder.")
     ] = None,
@@ -26,6 +29,13 @@ def phantom(
 
     with errors(), Progress() as progress:
         cohort = write_phantoms(
-            data, output, count=count, split=split, seed=seed, data_root=data_root, listen=progress.hear
+            data,
+            output,
+            count=count,
+            split=split,
+            seed=seed,
+            variety=variety,
+            data_root=data_root,
+            listen=progress.hear,
         )
     say(f"{len(cohort.cases)} people in {output}; their true CT is in {output / 'manifest.json'}")

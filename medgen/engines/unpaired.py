@@ -28,12 +28,23 @@ class Direction:
         adversary: judges images of that domain alone; its `weight` counts against the cycle's as it is.
         average: follows the generator, or None.
         pool: earlier translations that the discriminator is shown again.
+        anchor: of (source, translation): what is known of this direction's images without a pair, or None. A cycle
+            alone may settle on inverted contrast.
+        translate: the pass through the generator, as `network.first` of a cascade whose first stage is trained alone;
+            of the images that it returns, the last counts. None for all of it.
     """
 
     generator: Player
     adversary: Adversary
     average: MovingAverage | None = None
     pool: ImagePool = field(default_factory=ImagePool)
+    anchor: ImageLoss | None = None
+    translate: Callable[[Tensor], Tensor | list[Tensor]] | None = None
+
+    def __call__(self, source: Tensor) -> Tensor:
+        """Translates a source."""
+        images = (self.translate or self.generator.network)(source)
+        return images[-1] if isinstance(images, list) else images
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what a checkpoint must hold."""
@@ -65,6 +76,13 @@ class CycleRules:
         anatomy_loss: of (source, translation), for what both domains must share; a cycle alone may shift or swap
             anatomy and swap it back. None leaves it out.
         anatomy_weight: of it.
+        anchor_weight: of the directions' anchors.
+        guess_weight: of `cycle_loss` between a target and the translation of a guess at its source, where batches have
+            one; see `medgen.simulate.guess`.
+        guess_epochs: epochs at the start in which the forward generator learns from guesses alone, at a fraction of the
+            time: the cycle then starts near where it shall end.
+        noise: standard deviation of noise on a translation before it returns, in units of the image: fine patterns
+            that hide the source in its translation do not survive it (Bashkirova et al., NeurIPS 2019).
     """
 
     cycle_loss: ImageLoss = torch.nn.functional.l1_loss
@@ -72,6 +90,10 @@ class CycleRules:
     identity_weight: float = 0.5
     anatomy_loss: ImageLoss | None = None
     anatomy_weight: float = 1.0
+    anchor_weight: float = 1.0
+    guess_weight: float = 0.0
+    guess_epochs: int = 0
+    noise: float = 0.0
 
 
 class UnpairedTrainer(ImageTrainer):
@@ -83,7 +105,8 @@ class UnpairedTrainer(ImageTrainer):
     Args:
         device: where batches go.
         max_epochs: to train.
-        train_data_loader: of batches with `image` and `target`, each `(B, C, ...)`, which need not belong together.
+        train_data_loader: of batches with `image` and `target`, each `(B, C, ...)`, which need not belong together; and
+            with `guess` at the target's source, if the rules give it a weight.
         forth: from `image`'s domain to `target`'s: the one to keep.
         back: from `target`'s domain to `image`'s.
         rules: weights of the terms.
@@ -109,15 +132,28 @@ class UnpairedTrainer(ImageTrainer):
         a, b = self._to_device(batchdata, "image", "target")
         for player in self.players:
             player.network.train()
-        fake_b, fake_a, told = self._move_generators(a, b)
+        guess = self._to_device(batchdata, "guess")[0] if self.rules.guess_weight > 0 else None
+        if guess is not None and self.state.epoch <= self.rules.guess_epochs:
+            return {**self._learn_guess(guess, b), "real": b}
+        fake_b, fake_a, told = self._move_generators(a, b, guess)
         told |= self._teach(self.back, a, fake_a)
         told |= self._teach(self.forth, b, fake_b)
         return {**told, "pred": fake_b, "real": b}
 
-    def _move_generators(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, dict[str, float]]:
+    def _learn_guess(self, guess: Tensor, b: Tensor) -> dict[str, Any]:
         with self._autocast():
-            fake_b, fake_a = self.forth.generator.network(a), self.back.generator.network(b)
-            back_a, back_b = self.back.generator.network(fake_b), self.forth.generator.network(fake_a)
+            guessed = self.forth(guess).float()
+        loss = self.rules.guess_weight * self.rules.cycle_loss(guessed, b)
+        if move([self.forth.generator], loss)[0] and self.forth.average is not None:
+            self.forth.average.update(self.forth.generator.network)
+        told = {"loss": loss.item(), "g_loss": 0.0, "cycle_loss": 0.0, "d_loss": 0.0}
+        return {**told, "g_norm": self.forth.generator.norm, "pred": guessed.detach()}
+
+    def _move_generators(self, a: Tensor, b: Tensor, guess: Tensor | None) -> tuple[Tensor, Tensor, dict[str, float]]:
+        with self._autocast():
+            fake_b, fake_a = self.forth(a), self.back(b)
+            back_a = self.back(self._noisy(fake_b))
+            back_b = self.forth(self._noisy(fake_a))
             felt_b, felt_a = self._felt(self.forth, fake_b), self._felt(self.back, fake_a)
         felt = felt_b + felt_a
         pull = {"g_pull": gradient_norm(felt_b, fake_b).item()} if felt_b.requires_grad else {}
@@ -126,6 +162,13 @@ class UnpairedTrainer(ImageTrainer):
         if self.rules.anatomy_loss is not None:
             shared = self.rules.anatomy_loss(a, fake_b.float()) + self.rules.anatomy_loss(b, fake_a.float())
             loss = loss + self.rules.anatomy_weight * shared
+        for direction, source, fake in ((self.forth, a, fake_b), (self.back, b, fake_a)):
+            if direction.anchor is not None:
+                loss = loss + self.rules.anchor_weight * direction.anchor(source, fake.float())
+        if guess is not None:
+            with self._autocast():
+                guessed = self.forth(guess)
+            loss = loss + self.rules.guess_weight * self.rules.cycle_loss(guessed.float(), b)
         moved = move([self.forth.generator, self.back.generator], loss)
         for direction, did in zip((self.forth, self.back), moved, strict=True):
             if did and direction.average is not None:
@@ -133,11 +176,14 @@ class UnpairedTrainer(ImageTrainer):
         told = {"loss": loss.item(), "g_loss": felt.item(), "cycle_loss": cycle.item(), **pull}
         return fake_b.float().detach(), fake_a.float().detach(), told | {"g_norm": self.forth.generator.norm}
 
+    def _noisy(self, image: Tensor) -> Tensor:
+        return image if self.rules.noise == 0 else image + self.rules.noise * torch.randn_like(image)
+
     def _identity(self, a: Tensor, b: Tensor) -> Tensor:
         if self.rules.identity_weight == 0:
             return torch.zeros((), device=a.device)
         with self._autocast():
-            same_b, same_a = self.forth.generator.network(b), self.back.generator.network(a)
+            same_b, same_a = self.forth(b), self.back(a)
         return self.rules.identity_weight * (
             self.rules.cycle_loss(same_b.float(), b) + self.rules.cycle_loss(same_a.float(), a)
         )

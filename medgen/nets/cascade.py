@@ -152,24 +152,40 @@ class RefiningStage(nn.Module):
         factor: how much finer its output is than the image it is given.
         channels: widths of its U-Net.
         blocks: residual blocks at each width.
-        antialias: average the detail with its neighbours, so that no pattern of the blocks' size is left in it.
+        antialias: average the detail with its neighbours, so that no pattern of the blocks' size is left in it. Edges
+            of a voxel's width go with it: on CT of the head, about 12 HU of mean absolute error.
+        polish: features of each voxel that two more convolutions see at full resolution, beside both images; they
+            sharpen edges, and can undo a pattern of the blocks themselves. 0 leaves them out.
     """
 
-    def __init__(self, factor: int, channels: Sequence[int], blocks: Sequence[int], antialias: bool = False) -> None:
+    def __init__(
+        self, factor: int, channels: Sequence[int], blocks: Sequence[int], antialias: bool = False, polish: int = 0
+    ) -> None:
         super().__init__()
         self.factor = factor
         self.antialias = antialias
-        self.unet = StageUNet(2 * factor**3, factor**3, channels, blocks)
+        self.polishes = polish > 0
+        self.unet = StageUNet(2 * factor**3, (1 + polish) * factor**3, channels, blocks)
+        self.polish = nn.Sequential()
+        if self.polishes:
+            last = nn.Conv3d(2 * polish, 1, 3, padding=1)
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)  # type: ignore[arg-type]
+            self.polish = nn.Sequential(nn.Conv3d(polish + 3, 2 * polish, 3, padding=1), nn.LeakyReLU(0.1), last)
 
     def forward(self, source: Tensor, coarse: Tensor) -> Tensor:
         """Refines `coarse` `(B, 1, X/factor, ...)` to `(B, 1, X, Y, Z)` with the source `(B, 1, X, Y, Z)`."""
         scale = float(self.factor)
         upsampled = functional.interpolate(coarse, scale_factor=scale, mode="trilinear", align_corners=False)
         detail = self.unet(space_to_depth(torch.cat([source, upsampled], dim=1), self.factor))
-        detail = depth_to_space(detail, self.factor)
+        features = depth_to_space(detail, self.factor)
+        detail = features[:, :1]
         if self.antialias:
             detail = average_neighbours(detail)
-        return upsampled + detail
+        if self.polishes:
+            detail = detail + self.polish(torch.cat([features, source, upsampled], dim=1))
+        refined: Tensor = upsampled + detail
+        return refined
 
 
 class CascadeGenerator(nn.Module):
@@ -182,6 +198,7 @@ class CascadeGenerator(nn.Module):
         fine_blocks: its residual blocks at each width.
         factor: resolution of the fine stage over that of the coarse one.
         antialias: keep the refining stage from leaving a checkerboard of `factor` voxels; see `RefiningStage`.
+        polish: features that the refining stage sees at full resolution; see `RefiningStage`.
     """
 
     def __init__(
@@ -192,10 +209,11 @@ class CascadeGenerator(nn.Module):
         fine_blocks: Sequence[int] = (1, 1),
         factor: int = 2,
         antialias: bool = False,
+        polish: int = 0,
     ) -> None:
         super().__init__()
         self.coarse = CoarseStage(factor, coarse_channels, coarse_blocks)
-        self.fine = RefiningStage(factor, fine_channels, fine_blocks, antialias)
+        self.fine = RefiningStage(factor, fine_channels, fine_blocks, antialias, polish)
 
     def forward(self, source: Tensor) -> Tensor:
         """Maps a source `(B, 1, X, Y, Z)` to its translation, same shape; sizes are multiples of 8."""

@@ -114,7 +114,7 @@ class UnpairedDataset(Dataset[Any]):
 
     Args:
         dataset: of items with `image`, `target` or `label`; its transform makes `image` or `target` of them, or both,
-            and passes over what is missing.
+            and passes over what is missing. A `guess` that it makes of a target comes along.
     """
 
     def __init__(self, dataset: MonaiDataset) -> None:
@@ -142,10 +142,9 @@ class UnpairedDataset(Dataset[Any]):
         second = "target" if first == "image" else "image"
         random = np.random.default_rng([seed, 1])
         other = self.having[second][int(random.integers(len(self.having[second])))]
-        return {
-            first: self.draws[index, seed][first],
-            second: self.draws[other, int(random.integers(2**31))][second],
-        }
+        sides = {first: self.draws[index, seed], second: self.draws[other, int(random.integers(2**31))]}
+        pair = {role: sides[role][role] for role in sides}
+        return {**pair, "guess": sides["target"]["guess"]} if "guess" in sides["target"] else pair
 
 
 def _ranks() -> tuple[int, int]:

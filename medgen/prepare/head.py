@@ -9,7 +9,8 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform, Randomizable
 
 from medgen.geometry import spacing_mm
-from medgen.prepare.intensity import hu_to_unit
+from medgen.prepare.intensity import hu_to_unit, unit_to_hu
+from medgen.simulate.guess import guess_mr
 from medgen.simulate.head import Person, head_fields, head_fractions, random_ct, random_mr
 from medgen.simulate.signal import add_rician_noise
 from medgen.simulate.template import cormack_to_hu, halve_voxels, template_labels
@@ -77,16 +78,16 @@ class TemplateFieldsd(MapTransform):  # type: ignore[misc]
 
 
 class RandHeadd(Randomizable, MapTransform):  # type: ignore[misc]
-    """Draws a person from fields, and shows him to an MR scanner and to a CT.
+    """Draws a person from fields, and shows him to an MR scanner and to a CT; `mask`, where to compare, is everywhere.
 
     Args:
         keys: fields `(6, X, Y, Z)`, cut and deformed or not.
         image_key: where the MR goes, `(1, X, Y, Z)`, white matter near 1.
         target_key: where the CT goes, `(1, X, Y, Z)`, `[HU]` as `hu_to_unit` scales it.
-        mask_key: where to compare, `(1, X, Y, Z)`: everywhere.
         voxel_mm: of the fields.
         scale: the MR's factor lies between 1 - scale and 1 + scale.
         noise: largest standard deviation of the MR's noise; one image in five has none, and an empty background.
+        variety: how widely people are drawn, 0 to 1; see `Person.draw`.
         allow_missing_keys: pass items without fields on, with a mask if they have an image.
     """
 
@@ -95,15 +96,15 @@ class RandHeadd(Randomizable, MapTransform):  # type: ignore[misc]
         keys: str | list[str],
         image_key: str = "image",
         target_key: str = "target",
-        mask_key: str = "mask",
         voxel_mm: float = 1.0,
         scale: float = 0.3,
         noise: float = 0.06,
+        variety: float = 1.0,
         allow_missing_keys: bool = False,
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
-        self.image_key, self.target_key, self.mask_key = image_key, target_key, mask_key
-        self.voxel_mm, self.scale, self.noise = voxel_mm, scale, noise
+        self.image_key, self.target_key = image_key, target_key
+        self.voxel_mm, self.scale, self.noise, self.variety = voxel_mm, scale, noise, variety
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Replaces the fields by a pair and its mask."""
@@ -111,12 +112,35 @@ class RandHeadd(Randomizable, MapTransform):  # type: ignore[misc]
         for key in self.key_iterator(result):
             fields = torch.as_tensor(result.pop(key)).float().numpy()
             rng = np.random.default_rng(int(self.R.randint(2**31 - 1)))
-            fractions = head_fractions(fields, Person.draw(rng), rng, self.voxel_mm)
-            image = random_mr(fractions, rng) * np.float32(rng.uniform(1 - self.scale, 1 + self.scale))
+            fractions = head_fractions(fields, Person.draw(rng, self.variety), rng, self.voxel_mm)
+            image = random_mr(fractions, rng, self.variety) * np.float32(rng.uniform(1 - self.scale, 1 + self.scale))
             if rng.uniform() > 0.2:
                 image = add_rician_noise(image, float(rng.uniform(0, self.noise)), rng)
             result[self.image_key] = torch.from_numpy(image)[None]
             result[self.target_key] = torch.from_numpy(hu_to_unit(random_ct(fractions, rng)))[None]
-        if self.image_key in result and self.mask_key not in result:
-            result[self.mask_key] = torch.ones_like(torch.as_tensor(result[self.image_key]))
+        if self.image_key in result and "mask" not in result:
+            result["mask"] = torch.ones_like(torch.as_tensor(result[self.image_key]))
+        return result
+
+
+class RandGuessd(Randomizable, MapTransform):  # type: ignore[misc]
+    """Puts a guess at the MR, as `medgen.simulate.guess.guess_mr` draws it, beside each CT.
+
+    Args:
+        keys: CT `(1, X, Y, Z)` as `hu_to_unit` scales it.
+        guess_key: where the guess goes, same shape.
+        allow_missing_keys: pass items without CT on as they are.
+    """
+
+    def __init__(self, keys: str | list[str], guess_key: str = "guess", allow_missing_keys: bool = False) -> None:
+        MapTransform.__init__(self, keys, allow_missing_keys)
+        self.guess_key = guess_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Draws the guess."""
+        result = dict(data)
+        for key in self.key_iterator(result):
+            rng = np.random.default_rng(int(self.R.randint(2**31 - 1)))
+            ct = unit_to_hu(torch.as_tensor(result[key])[0].float().numpy())
+            result[self.guess_key] = torch.from_numpy(guess_mr(ct, rng))[None]
         return result

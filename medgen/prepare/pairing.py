@@ -218,7 +218,7 @@ class StripByAtlasd(MapTransform):  # type: ignore[misc]
 
     Args:
         keys: images `(1, X, Y, Z)` of one grid; the first is what the atlas is registered to.
-        atlas: a file with a whole head of the same contrast.
+        atlas: a file of the same contrast, a whole head or a brain alone.
         brain: a file with a brain alone, in the space of the atlas; its voxels above 0 are the brain.
         root: the folder to which both paths are relative.
         margin_mm: taken off the rim of the mask, where the atlas misses by most.

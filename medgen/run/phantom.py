@@ -32,6 +32,7 @@ def write_phantoms(
     count: int = 4,
     split: str = "test",
     seed: int = 0,
+    variety: float = 0.5,
     data_root: Path | None = None,
     listen: Callable[[Event], None] = lambda event: None,
 ) -> Cohort:
@@ -46,6 +47,7 @@ def write_phantoms(
         count: people of each head.
         split: of the manifest, and of the new one.
         seed: of the first person; the next ones count on.
+        variety: how widely people are drawn, 0 (typical ones) to 1 (as for training).
         data_root: what the manifest's paths are relative to.
         listen: told of progress.
 
@@ -63,7 +65,7 @@ def write_phantoms(
     listen(Event("begin", total, 0))
     sessions: Counter[str] = Counter()
     for place, head in enumerate(heads):
-        people = draw_people(head, count, seed + place * count)
+        people = draw_people(head, count, seed + place * count, variety)
         subject = "sub-" + re.sub(r"[^A-Za-z0-9]", "", head["patient"])
         for number in range(count):
             listen(Event("stage", total, place * count + number, f"{subject} {number + 1}", "simulate"))
@@ -82,13 +84,14 @@ def write_phantoms(
     return cohort
 
 
-def draw_people(head: dict[str, str], count: int, seed: int) -> FixedDraws:
+def draw_people(head: dict[str, str], count: int, seed: int, variety: float) -> FixedDraws:
     """Returns people of one head: `image` with white matter near 1 and `target` as `hu_to_unit` scales it.
 
     Args:
         head: with `label`, or with the roles of an averaged head; paths.
         count: people.
         seed: of the first.
+        variety: 0 to 1.
     """
     roles = ["label"] if "label" in head else list(TEMPLATE_ROLES)
     fields = HeadFieldsd("label", _VOXEL_MM) if "label" in head else TemplateFieldsd(voxel_mm=_VOXEL_MM)
@@ -96,7 +99,7 @@ def draw_people(head: dict[str, str], count: int, seed: int) -> FixedDraws:
         LoadImaged(roles, reader=VolumeReader, ensure_channel_first=True),
         Orientationd(roles, axcodes="RAS", labels=_AXES),
         fields,
-        RandHeadd("label"),
+        RandHeadd("label", variety=variety),
     ]
     return FixedDraws([head], Compose(transforms), count, seed)
 

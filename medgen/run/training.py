@@ -11,7 +11,7 @@ from ignite.engine import Engine
 from monai.data import MetaTensor
 from monai.handlers import CheckpointLoader, CheckpointSaver
 
-from medgen.errors import NoInputError
+from medgen.errors import BundleError, NoInputError
 from medgen.geometry import Grid
 from medgen.read.manifest import datalist_from_manifest
 from medgen.run.evaluate import Evaluation
@@ -24,6 +24,7 @@ from medgen.simulate.signal import t1_weighted, t2_weighted
 _log = logging.getLogger(__name__)
 
 CHECKPOINT_EPOCHS, CHECKPOINTS_KEPT = 2, 3
+_GROUP_KEYS = {"manifest", "weight", "strip", "roles"}
 # Beside the package in a checkout, inside it in a wheel.
 _MANIFEST_PLACES = (Path(__file__).parents[2] / "data_manifests", Path(__file__).parents[1] / "data_manifests")
 
@@ -53,7 +54,13 @@ def training_items(
 
     Raises:
         ManifestError: a manifest is not valid.
+        BundleError: a group says something that no group can say.
     """
+    for group in groups:
+        if not {"manifest"} <= set(group) <= _GROUP_KEYS:
+            raise BundleError(
+                f"expected groups of a manifest and {', '.join(sorted(_GROUP_KEYS - {'manifest'}))}, got {dict(group)}"
+            )
     if not Path(dataset_dir).is_dir() or not any(Path(dataset_dir).iterdir()):
         return []
     folder = Path(manifest_dir) if manifest_dir else _manifest_dir()

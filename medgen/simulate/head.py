@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from scipy.ndimage import distance_transform_edt
 
 from medgen.simulate.signal import AIR_HU, RELAXATION, Tissue, gradient_echo, inversion_recovery, spin_echo
@@ -22,6 +23,7 @@ Array = npt.NDArray[np.float32]
 LABELS: Mapping[str, int] = {"white": 1, "grey": 2, "csf": 3, "bone": 4, "soft": 5, "air": 6}
 FIELDS = ("white", "grey", "csf", "skin_mm", "bone_mm", "cavity_mm")
 _FARTHEST_MM = 60.0
+_BRIGHTEST_FAT = 3.0  # of white matter
 _CLOSED = 9.0  # no smooth field of unit variance ever reaches it
 
 # Besides the tissues of `RELAXATION`. Marrow: red and yellow in equal parts. Skin and mucosa: times near muscle, with
@@ -130,20 +132,34 @@ class Person:
     pockets: float = 0.0
 
     @classmethod
-    def draw(cls, rng: np.random.Generator) -> "Person":
-        """Returns a random person; ranges are wide on purpose."""
+    def draw(cls, rng: np.random.Generator, variety: float = 1.0) -> "Person":
+        """Returns a random person.
+
+        Args:
+            rng: of the draw.
+            variety: 1 for ranges that are wide on purpose, to learn from; towards 0, people come ever closer to the
+                typical one, and ever fewer have open skulls, swollen sinuses and pockets of fluid.
+        """
+        typical = cls()
+
+        def near(usual: float, low: float, high: float) -> float:
+            return usual + variety * (rng.uniform(low, high) - usual)
+
+        def rarely(share: float, low: float, high: float) -> float:
+            return float(rng.uniform(0, 1) < variety * share) * rng.uniform(low, high)
+
         return cls(
-            skin_mm=rng.uniform(1.0, 2.5),
-            fat_mm=rng.uniform(0.5, 7.0),
-            table_mm=rng.uniform(1.2, 2.6),
-            thicker_mm=rng.uniform(-1.0, 2.0),
-            uneven_mm=rng.uniform(0.2, 1.8),
-            open_from=rng.uniform(0.5, 1.5) if rng.uniform() < 0.3 else _CLOSED,
-            marrow=rng.uniform(0.3, 1.0),
-            mottled=rng.uniform(0.1, 0.5),
-            mucosa_mm=rng.uniform(0.3, 2.5),
-            filled=float(rng.uniform(0, 1) < 0.2) * rng.uniform(0.2, 1.0),
-            pockets=float(rng.uniform(0, 1) < 0.5) * rng.uniform(0.1, 0.6),
+            skin_mm=near(typical.skin_mm, 1.0, 2.5),
+            fat_mm=near(typical.fat_mm, 0.5, 7.0),
+            table_mm=near(typical.table_mm, 1.2, 2.6),
+            thicker_mm=near(typical.thicker_mm, -1.0, 2.0),
+            uneven_mm=near(typical.uneven_mm, 0.2, 1.8),
+            open_from=rng.uniform(0.5, 1.5) if rng.uniform() < 0.3 * variety else _CLOSED,
+            marrow=near(typical.marrow, 0.3, 1.0),
+            mottled=near(typical.mottled, 0.1, 0.5),
+            mucosa_mm=near(typical.mucosa_mm, 0.3, 2.5),
+            filled=rarely(0.2, 0.2, 1.0),
+            pockets=rarely(0.5, 0.1, 0.6),
         )
 
 
@@ -217,16 +233,17 @@ def _skull(bone: Array, person: Person, rng: np.random.Generator, voxel_mm: floa
     return np.asarray(skull, dtype=np.float32)
 
 
-def random_mr(fractions: Mapping[str, Array], rng: np.random.Generator) -> Array:
+def random_mr(fractions: Mapping[str, Array], rng: np.random.Generator, variety: float = 1.0) -> Array:
     """Returns a T1-weighted magnitude image of a random scanner, white matter near 1.
 
     Sequence, fat suppression, chemical shift, coil falloff, texture and display curve are drawn; noise and thick slices
-    come after it.
+    come after it. Fat suppression and display curves, unusual on T1 of the head, are the rarer and the milder the
+    smaller the `variety`.
     """
     tissues = {**RELAXATION[float(rng.choice([1.5, 3.0]))], **_MORE}
-    signal = _random_sequence(rng)
+    signal = _random_sequence(tissues, rng)
     # Fat is weakened by saturation pulses, water excitation and out-of-phase echoes.
-    fat_gain = rng.uniform(0.2, 1.1) if rng.uniform() < 0.6 else 1.0
+    fat_gain = rng.uniform(0.2, 1.1) if rng.uniform() < 0.6 * variety else 1.0
     gains = {"fat": fat_gain, "marrow": 0.4 + 0.6 * fat_gain}
     shape = next(iter(fractions.values())).shape
     water, fat = np.zeros(shape, dtype=np.float32), np.zeros(shape, dtype=np.float32)
@@ -238,7 +255,7 @@ def random_mr(fractions: Mapping[str, Array], rng: np.random.Generator) -> Array
     image = water + _shifted(fat, rng)
     falloff = np.exp(rng.uniform(0.0, 0.35) * smooth_noise(shape, rng.uniform(50.0, 120.0), rng))
     unit = np.maximum(image * falloff / signal(tissues["white"]), 0.0)
-    return np.asarray(unit ** rng.uniform(0.75, 1.3), dtype=np.float32)
+    return np.asarray(unit ** (1 + variety * (rng.uniform(0.75, 1.3) - 1)), dtype=np.float32)
 
 
 def _shifted(fat: Array, rng: np.random.Generator) -> Array:
@@ -267,31 +284,49 @@ def random_ct(fractions: Mapping[str, Array], rng: np.random.Generator) -> Array
 
 
 def smooth_noise(shape: tuple[int, ...], length: float, rng: np.random.Generator) -> Array:
-    """Returns a random field `(X, Y, Z)` of mean 0 and variance near 1 that changes over `length` voxels."""
-    field = rng.normal(size=[max(2, int(np.ceil(n / length)) + 2) for n in shape]).astype(np.float32)
-    for axis, n in enumerate(shape):
-        place = np.arange(n) / length + rng.uniform()
-        place = np.minimum(place, field.shape[axis] - 1.001)
-        low = place.astype(int)
-        share = (place - low).astype(np.float32)
-        share = share * share * (3 - 2 * share)
-        column = [-1 if a == axis else 1 for a in range(len(shape))]
-        weight = share.reshape(column)
-        field = np.take(field, low, axis) * (1 - weight) + np.take(field, low + 1, axis) * weight
-    # Between nodes, a mean of two has a smaller variance than either.
-    return np.asarray(field * np.float32(1.35 ** (len(shape) / 3)), dtype=np.float32)
+    """Returns a random field `(X, Y, Z)` of mean 0 and variance near 1 that changes over `length` voxels.
+
+    Cubic B-splines of normal numbers on a lattice: as smooth across it as along it.
+    """
+    spacing = 0.65 * length  # a cubic spline reaches two nodes far
+    nodes = [int(np.ceil(n / spacing)) + 4 for n in shape]
+    field = torch.from_numpy(rng.normal(size=nodes).astype(np.float32))
+    # One matrix an axis; torch's product keeps to one thread in a loader's worker, numpy's does not.
+    along_x, along_y, along_z = (_spline(n, k, spacing, rng.uniform()) for n, k in zip(shape, nodes, strict=True))
+    field = along_y @ (field @ along_z.T)
+    field = along_x @ field.reshape(nodes[0], -1)
+    return np.asarray(field.reshape(shape).numpy())
 
 
-def _random_sequence(rng: np.random.Generator) -> Callable[[Tissue], float]:
-    """A T1-weighted sequence of one of three families, its times drawn from what hospitals use."""
+def _spline(count: int, nodes: int, spacing: float, start: float) -> torch.Tensor:
+    """The weights `(count, nodes)` of nodes in voxels, whose mean square sum over places is 1."""
+    away = np.abs(np.arange(count)[:, None] / spacing + start + 1 - np.arange(nodes))
+    near, far = 2 / 3 - away**2 + away**3 / 2, np.clip(2 - away, 0, None) ** 3 / 6
+    weights = np.where(away < 1, near, far) / np.sqrt(151 / 315)
+    return torch.from_numpy(weights.astype(np.float32))
+
+
+def _random_sequence(tissues: Mapping[str, Tissue], rng: np.random.Generator) -> Callable[[Tissue], float]:
+    """A T1-weighted sequence of one of three families, its times drawn from what hospitals use.
+
+    Drawn again until it is T1-weighted: fluid below grey matter below white matter, and fat not beyond all measure.
+    """
+    while True:
+        signal = _sequence(rng)
+        fluid, grey, white, fat = (signal(tissues[name]) for name in ("csf", "grey", "white", "fat"))
+        if fluid < grey < white and fat < _BRIGHTEST_FAT * white:
+            return signal
+
+
+def _sequence(rng: np.random.Generator) -> Callable[[Tissue], float]:
     kind = rng.integers(3)
     if kind == 0:
-        tr, te, flip = rng.uniform(6, 30), rng.uniform(2, 6), rng.uniform(12, 40)
+        tr, te, flip = rng.uniform(6, 30), rng.uniform(2, 6), rng.uniform(8, 40)
         return lambda tissue: gradient_echo(tissue, tr_ms=tr, te_ms=te, flip_degrees=flip)
     if kind == 1:
         tr, te = rng.uniform(350, 750), rng.uniform(8, 20)
         return lambda tissue: spin_echo(tissue, tr_ms=tr, te_ms=te)
-    ti, te = rng.uniform(750, 1150), rng.uniform(2, 5)
+    ti, te = rng.uniform(750, 1500), rng.uniform(2, 5)
     return lambda tissue: inversion_recovery(tissue, tr_ms=2300, ti_ms=ti, te_ms=te)
 
 

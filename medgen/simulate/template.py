@@ -7,6 +7,7 @@ import numpy.typing as npt
 from scipy.ndimage import (
     binary_dilation,
     binary_fill_holes,
+    gaussian_filter,
     generate_binary_structure,
     label,
     maximum_filter,
@@ -18,7 +19,8 @@ from medgen.simulate.head import LABELS
 
 Volume = npt.NDArray[np.float32]
 
-LEAST_BONE_HU, AIR_HU = 100.0, -400.0
+LEAST_BONE_HU, AIR_HU = 70.0, -400.0
+_LEAST_PLATE_HU, _ABOVE_AROUND_HU, _SHARE_OF_PEAK, _AROUND_VOXELS = 50.0, 10.0, 0.4, 4.0
 _DARK, _MIDDLE, _STRETCH, _LOWEST_HU = 900.0, 200.0, 11.0, -1024.0
 _FLUID_VOXELS = 6
 _PEAK_VOXELS = 9
@@ -44,8 +46,9 @@ def template_labels(ct_hu: npt.ArrayLike, maps: Mapping[str, npt.ArrayLike]) -> 
     """Labels a head `(X, Y, Z)` as in `medgen.simulate.head.LABELS`: bone and air by threshold, brain by its maps.
 
     Averaging many heads blurs thick bone and nearly wipes out thin bone, so one threshold would either swell the vault
-    or lose the base. Bone is what exceeds half of the highest value within 4 voxels, and 100 HU in any case: more than
-    any soft tissue has.
+    or lose the base. Bone is what exceeds half of the highest value within 4 voxels, and 70 HU in any case: more than
+    soft tissue has on average. Plates as thin as those of temple and base, of which averaging leaves less, are what
+    exceeds 50 HU, its surroundings by 10 HU, and 0.4 of the highest value nearby, so that no thick bone swells.
 
     Args:
         ct_hu: CT `(X, Y, Z)` `[HU]`; isotropic voxels of about 1 mm.
@@ -63,7 +66,9 @@ def template_labels(ct_hu: npt.ArrayLike, maps: Mapping[str, npt.ArrayLike]) -> 
     sizes[0] = 0
     solid = parts == int(sizes.argmax())
     head = np.stack([binary_fill_holes(solid[..., z]) for z in range(ct.shape[2])], axis=-1)
-    bone = head & (ct > np.maximum(LEAST_BONE_HU, maximum_filter(ct, _PEAK_VOXELS) / 2))
+    peak = maximum_filter(ct, _PEAK_VOXELS)
+    plates = (ct > _LEAST_PLATE_HU) & (ct > gaussian_filter(ct, _AROUND_VOXELS) + _ABOVE_AROUND_HU)
+    bone = head & ((ct > np.maximum(LEAST_BONE_HU, peak / 2)) | (plates & (ct > _SHARE_OF_PEAK * peak)))
     labels = np.where(head, np.where(ct < AIR_HU, LABELS["air"], LABELS["soft"]), 0)
     order = ("csf", "grey", "white")
     shares = np.stack([np.asarray(maps[name], dtype=np.float32) for name in order])

@@ -9,6 +9,7 @@ from medgen.engines.player import MovingAverage, Player
 from medgen.engines.pool import ImagePool
 from medgen.engines.unpaired import CycleRules, Direction, UnpairedTrainer
 from medgen.losses.adversarial import least_squares_d_loss, least_squares_g_loss
+from medgen.nets.cascade import CascadeGenerator
 
 
 class Scale(nn.Module):
@@ -137,3 +138,58 @@ def test_a_cycle_learns_the_map_between_two_domains() -> None:
     UnpairedTrainer("cpu", 8, data, forth, back, rules, {"seed": 1}).run()
     assert forth.generator.network.factor.item() == pytest.approx(2.0, rel=0.15)
     assert back.generator.network.factor.item() == pytest.approx(0.5, rel=0.15)
+
+
+def test_anchors_are_asked_for_each_direction_and_weighed() -> None:
+    forth, back = direction(2.0, weight=0.0), direction(0.25, weight=0.0)
+    forth.anchor = lambda source, translation: (translation - source).mean()  # 2 - 1
+    back.anchor = lambda source, translation: (source - translation).mean()  # 3 - 0.75
+    engine = trainer(forth, back, CycleRules(cycle_weight=0.0, identity_weight=0.0, anchor_weight=2.0))
+    engine.run()
+    assert engine.state.output["loss"] == pytest.approx(2 * (1 + 2.25))
+
+
+def test_noise_comes_between_the_two_ways_of_the_cycle_alone() -> None:
+    forth, back = direction(2.0), direction(0.25)
+    trainer(forth, back, CycleRules(identity_weight=0.0, noise=0.1)).run()
+    first, returned = forth.generator.network.seen
+    assert first.unique().item() == 1.0
+    assert 0 < (returned - 0.75).abs().max() < 1
+    assert forth.adversary.player.network.seen[0].unique().item() == 2.0
+
+
+def test_a_guess_at_the_source_is_translated_and_held_against_the_target() -> None:
+    forth, back = direction(2.0, weight=0.0), direction(0.25, weight=0.0)
+    rules = CycleRules(cycle_weight=0.0, identity_weight=0.0, guess_weight=3.0)
+    guesses = [{**batch, "guess": torch.full((2, 1, 2, 2, 2), 0.5)} for batch in batches()]
+    engine = UnpairedTrainer("cpu", 1, guesses, forth, back, rules, {"seed": 1})
+    engine.run()
+    assert engine.state.output["loss"] == pytest.approx(3 * abs(2 * 0.5 - 3))
+
+
+def test_in_the_first_epochs_guesses_alone_are_learnt() -> None:
+    forth, back = direction(2.0, rate=0.1), direction(0.25, rate=0.1)
+    guesses = [{**batch, "guess": torch.full((2, 1, 2, 2, 2), 0.5)} for batch in batches()]
+    rules = CycleRules(guess_weight=1.0, guess_epochs=2)
+    engine = UnpairedTrainer("cpu", 2, guesses, forth, back, rules, {"seed": 1})
+    engine.run()
+    assert forth.generator.network.factor.item() == pytest.approx(2.0 + 2 * 0.1 * 0.5)  # |0.5 f - 3| falls by 0.5 f
+    assert forth.average is not None
+    assert forth.average.network.factor.item() > 2.0
+    assert back.generator.network.factor.item() == 0.25
+    assert back.generator.network.seen == forth.adversary.player.network.seen == []
+    UnpairedTrainer("cpu", 3, guesses, forth, back, rules, {"seed": 1}).run()
+    assert back.generator.network.factor.item() != 0.25
+
+
+def test_a_direction_can_train_the_first_stage_of_a_cascade_alone() -> None:
+    network = CascadeGenerator((4,), (1,), (4,), (1,))
+    forth, back = direction(2.0, weight=0.0), direction(0.25, weight=0.0)
+    forth.generator = Player(network, torch.optim.SGD(network.parameters(), 0.1))
+    forth.translate, forth.average = network.first, None
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    images = {key: torch.rand(1, 1, 8, 8, 8) for key in ("image", "target", "guess")}
+    rules = CycleRules(guess_weight=1.0, guess_epochs=1)
+    UnpairedTrainer("cpu", 2, [images], forth, back, rules, {"seed": 1}).run()
+    moved = {name.split(".")[0] for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved == {"coarse"}

@@ -91,3 +91,14 @@ def test_one_side_alone_is_refused() -> None:
     lonely = UnpairedDataset(Dataset([{"image": torch.zeros(1)}], Compose([])))
     with pytest.raises(NoInputError, match="no target"):
         lonely[0, 0]
+
+
+def test_a_guess_comes_with_the_target_that_it_was_made_of() -> None:
+    def guess(item: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {**item, "guess": 2 * item["target"]} if "target" in item else item
+
+    items = [{"image": torch.zeros(1)}, {"target": torch.ones(1)}, {"target": torch.full((1,), 5.0)}]
+    unpaired = UnpairedDataset(Dataset(items, Compose([guess])))
+    pairs = [unpaired[n, seed] for n in range(3) for seed in range(5)]
+    assert all(pair["guess"] == 2 * pair["target"] for pair in pairs)
+    assert {float(pair["target"]) for pair in pairs} == {1.0, 5.0}

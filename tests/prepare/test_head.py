@@ -6,7 +6,7 @@ from monai.data import MetaTensor
 from monai.transforms import Compose
 
 from medgen.prepare.degrade import RandWindowd
-from medgen.prepare.head import HeadFieldsd, RandHeadd, TemplateFieldsd
+from medgen.prepare.head import HeadFieldsd, RandGuessd, RandHeadd, TemplateFieldsd
 from medgen.simulate.head import LABELS
 
 
@@ -82,3 +82,25 @@ def test_an_averaged_head_becomes_fields_at_half_its_spacing() -> None:
     assert centre[0, 31] == 1  # white matter in the middle
     assert centre[4, 31] < 0 < centre[4, 31 + 20]  # and bone around it
     assert centre[3, 0] < 0 < centre[3, 31]  # skin: outside is negative
+
+
+def test_people_of_little_variety_have_bones_more_alike() -> None:
+    fields = HeadFieldsd("fields")({"fields": labels()})["fields"]
+
+    def bone_shares(variety: float) -> np.ndarray:
+        head = RandHeadd("fields", variety=variety).set_random_state(seed=0)
+        return np.array([float((head({"fields": fields})["target"] > 0.25).float().mean()) for _ in range(8)])
+
+    alike, unlike = bone_shares(0.0), bone_shares(1.0)
+    assert alike.std() < 0.7 * unlike.std()
+
+
+def test_a_guess_lies_beside_each_ct_and_hangs_on_the_seed() -> None:
+    ct = torch.full((1, 12, 12, 12), 0.03)
+    ct[:, 6:] = 1.3
+    first, again, other = (RandGuessd("target").set_random_state(seed=s)({"target": ct}) for s in (1, 1, 2))
+    assert torch.equal(first["guess"], again["guess"])
+    assert not torch.equal(first["guess"], other["guess"])
+    assert torch.equal(first["target"], ct)
+    assert first["guess"][:, :4].mean() > 2 * first["guess"][:, 8:].mean()
+    assert RandGuessd("target", allow_missing_keys=True)({"image": ct}).keys() == {"image"}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from medgen.errors import NoInputError
+from medgen.errors import BundleError, NoInputError
 from medgen.run.training import simulated_items, start, training_items
 
 
@@ -30,6 +30,12 @@ def write_manifest(folder: Path, name: str, patients: list[str]) -> None:
         "cases": cases,
     }
     (folder / f"{name}.json").write_text(json.dumps(fields))
+
+
+@pytest.mark.parametrize("group", [{"manifest": "one.json", "wieght": 3}, {"weight": 1}])
+def test_a_group_that_says_what_no_group_can_say_is_refused(group: dict[str, object], tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"groups of a manifest.*weight.*got"):
+        training_items([group], str(tmp_path), str(tmp_path))
 
 
 def test_groups_are_joined_with_their_weights(tmp_path: Path) -> None:

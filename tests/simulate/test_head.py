@@ -127,3 +127,19 @@ def test_an_open_skull_lacks_bone_and_keeps_its_brain(fields: np.ndarray) -> Non
         assert people[0]["white"].sum() == pytest.approx(fields[0].sum(), rel=1e-3)
         assert sum(people[0].values()).max() <= 1 + 1e-4
     assert 0.25 * bone[9.0] < bone[0.0] < 0.75 * bone[9.0]  # half of a field is above its mean
+
+
+def test_every_mr_is_t1_weighted() -> None:
+    """Whatever the scanner: fluid below grey below white matter, and fat not beyond all measure."""
+    names = ("csf", "grey", "white", "fat")
+    slabs = {name: np.zeros((32, 12, 12), np.float32) for name in names}
+    for n, name in enumerate(names):
+        slabs[name][8 * n : 8 * n + 8] = 1
+    for seed in range(12):
+        images = [random_mr(slabs, np.random.default_rng(1000 * seed + k), variety=0.0) for k in range(6)]
+        fluid, grey, white, fat = (
+            float(np.median([image[8 * n + 2 : 8 * n + 6].mean() for image in images])) for n in range(len(names))
+        )
+        assert fluid < white
+        assert grey < 1.1 * white
+        assert fat < 4.5 * white

@@ -72,3 +72,15 @@ def test_thin_bone_that_averaging_blurred_is_found_beside_thick_bone(
     labels = template_labels(blurred, maps)
     assert (labels[28:32, 28:32, 28:32] == LABELS["bone"]).all()
     assert labels[30, 30, 51] != LABELS["bone"]
+
+
+def test_plates_that_averaging_left_at_sixty_are_found_where_soft_tissue_of_sixty_is_not(
+    head: tuple[np.ndarray, dict[str, np.ndarray]],
+) -> None:
+    ct, maps = head
+    faded = ct.copy()
+    faded[29:31, 24:36, 24:36] = 60.0
+    labels = template_labels(faded, maps)
+    assert (labels[29:31, 26:34, 26:34] == LABELS["bone"]).all()
+    faded[20:40, 20:40, 20:40] = 60.0
+    assert (template_labels(faded, maps)[24:36, 24:36, 24:36] != LABELS["bone"]).all()
