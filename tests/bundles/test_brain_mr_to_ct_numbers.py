@@ -1,4 +1,4 @@
-"""The card's claim, on the first of its simulated people: nearer than any monotone mapping, and bone where bone is."""
+"""What the cards claim, on the first two of their simulated people: how near, and bone and air where they are."""
 
 from pathlib import Path
 
@@ -11,14 +11,20 @@ from medgen.run.job import manifest_pairs, predict_case
 from medgen.run.phantom import write_phantoms
 from medgen.run.protocol import find_protocol
 
+# Of two people, half of the cards' four, with 10 % for other hardware: MAE over that of the best monotone mapping.
+CLAIMS = {"brain_mr_to_ct": 0.78, "brain_mr_to_ct_unpaired": 1.07}
+
 
 @pytest.mark.slow
 @pytest.mark.real_data
 @pytest.mark.filterwarnings("ignore:NvImgCodecPydicomReader:UserWarning")
-def test_people_of_another_head_score_what_the_card_says(real_data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "ratio"), CLAIMS.items())
+def test_people_of_another_head_score_what_the_card_says(
+    name: str, ratio: float, real_data: Path, tmp_path: Path
+) -> None:
     write_phantoms(Path("head-templates"), tmp_path / "people", count=2, data_root=real_data)
     pairs = manifest_pairs(tmp_path / "people" / "manifest.json", "test")
-    bundle = open_bundle("brain_mr_to_ct", device="cpu")
+    bundle = open_bundle(name, device="cpu")
     results = []
 
     def predicted(case):  # noqa: ANN001, ANN202
@@ -26,11 +32,13 @@ def test_people_of_another_head_score_what_the_card_says(real_data: Path, tmp_pa
         return results[-1]
 
     rows = evaluate(pairs, predicted, tmp_path / "out", find_protocol("hounsfield")).rows
-    for row in rows:
-        assert row.score is not None
-        assert row.simple is not None
-        assert row.score["bone_dice"] > row.simple["bone_dice"] + 0.1
-    assert np.mean([row.score["mae_hu"] for row in rows]) < np.mean([row.simple["mae_hu"] for row in rows])
+    pairs_of_scores = [(row.score, row.simple) for row in rows if row.score and row.simple]
+    assert len(pairs_of_scores) == 2
+    for score, simple in pairs_of_scores:
+        assert score["bone_dice"] > simple["bone_dice"] + 0.1
+        assert score["air_dice"] > simple["air_dice"] + 0.3
+    ours, mapping = (np.mean([each["mae_hu"] for each in scores]) for scores in zip(*pairs_of_scores, strict=True))
+    assert ours < ratio * mapping
     for result in results:
         assert result.kind.unit == "HU"
         assert -1024 <= result.image.min() < -900
