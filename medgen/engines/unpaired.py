@@ -141,13 +141,17 @@ class UnpairedTrainer(ImageTrainer):
         return {**told, "pred": fake_b, "real": b}
 
     def _learn_guess(self, guess: Tensor, b: Tensor) -> dict[str, Any]:
-        with self._autocast():
-            guessed = self.forth(guess).float()
-        loss = self.rules.guess_weight * self.rules.cycle_loss(guessed, b)
+        guessed, loss = self._guessed(guess, b)
         if move([self.forth.generator], loss)[0] and self.forth.average is not None:
             self.forth.average.update(self.forth.generator.network)
         told = {"loss": loss.item(), "g_loss": 0.0, "cycle_loss": 0.0, "d_loss": 0.0}
         return {**told, "g_norm": self.forth.generator.norm, "pred": guessed.detach()}
+
+    def _guessed(self, guess: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """The translation of a guess, and its weighed distance from the target."""
+        with self._autocast():
+            translation = self.forth(guess).float()
+        return translation, self.rules.guess_weight * self.rules.cycle_loss(translation, b)
 
     def _move_generators(self, a: Tensor, b: Tensor, guess: Tensor | None) -> tuple[Tensor, Tensor, dict[str, float]]:
         with self._autocast():
@@ -166,9 +170,7 @@ class UnpairedTrainer(ImageTrainer):
             if direction.anchor is not None:
                 loss = loss + self.rules.anchor_weight * direction.anchor(source, fake.float())
         if guess is not None:
-            with self._autocast():
-                guessed = self.forth(guess)
-            loss = loss + self.rules.guess_weight * self.rules.cycle_loss(guessed.float(), b)
+            loss = loss + self._guessed(guess, b)[1]
         moved = move([self.forth.generator, self.back.generator], loss)
         for direction, did in zip((self.forth, self.back), moved, strict=True):
             if did and direction.average is not None:

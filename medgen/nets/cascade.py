@@ -153,7 +153,7 @@ class RefiningStage(nn.Module):
         channels: widths of its U-Net.
         blocks: residual blocks at each width.
         antialias: average the detail with its neighbours, so that no pattern of the blocks' size is left in it. Edges
-            of a voxel's width go with it: on CT of the head, about 12 HU of mean absolute error.
+            of a voxel's width go with it.
         polish: features of each voxel that two more convolutions see at full resolution, beside both images; they
             sharpen edges, and can undo a pattern of the blocks themselves. 0 leaves them out.
     """
