@@ -15,6 +15,7 @@ from medgen.engines.adversary import Adversary, gradient_norm
 from medgen.engines.player import MovingAverage, Player, move
 from medgen.engines.pool import ImagePool
 from medgen.engines.trainer import Batch, ImageTrainer
+from medgen.errors import NoInputError
 
 ImageLoss = Callable[[Tensor, Tensor], Tensor]
 
@@ -106,7 +107,8 @@ class UnpairedTrainer(ImageTrainer):
         device: where batches go.
         max_epochs: to train.
         train_data_loader: of batches with `image` and `target`, each `(B, C, ...)`, which need not belong together; and
-            with `guess` at the target's source, if the rules give it a weight.
+            with `guess` at the target's source, if the rules give it a weight. While guesses alone are learnt, no
+            `image` is needed.
         forth: from `image`'s domain to `target`'s: the one to keep.
         back: from `target`'s domain to `image`'s.
         rules: weights of the terms.
@@ -129,12 +131,18 @@ class UnpairedTrainer(ImageTrainer):
         back.generator.scaler = forth.generator.scaler  # one loss moves both
 
     def _iteration(self, engine: Engine, batchdata: Batch) -> dict[str, Any]:
-        a, b = self._to_device(batchdata, "image", "target")
         for player in self.players:
             player.network.train()
+        (b,) = self._to_device(batchdata, "target")
         guess = self._to_device(batchdata, "guess")[0] if self.rules.guess_weight > 0 else None
         if guess is not None and self.state.epoch <= self.rules.guess_epochs:
             return {**self._learn_guess(guess, b), "real": b}
+        if "image" not in batchdata:
+            raise NoInputError(
+                f"expected batches with image after {self.rules.guess_epochs} epochs of guesses, got "
+                f"{', '.join(batchdata)}; let the dataset give both sides"
+            )
+        (a,) = self._to_device(batchdata, "image")
         fake_b, fake_a, told = self._move_generators(a, b, guess)
         told |= self._teach(self.back, a, fake_a)
         told |= self._teach(self.forth, b, fake_b)

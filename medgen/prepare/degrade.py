@@ -158,12 +158,14 @@ def _rotation(angles: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 class RandThickSlicesd(RandomizableTransform, MapTransform):  # type: ignore[misc]
-    """Makes all keys thick along one random axis, each with slabs of its own position and nearly the same thickness.
+    """Makes all keys thick along one random axis, with slabs of one thickness.
 
     Args:
         keys: volumes of one grid.
         thickness: smallest and largest slab `[voxels]`.
         prob: how often.
+        aligned: all keys have the same slabs, as what is made on an image's grid has; else each its own, as two
+            series of a session have.
         allow_missing_keys: make those thick that are there.
     """
 
@@ -172,11 +174,12 @@ class RandThickSlicesd(RandomizableTransform, MapTransform):  # type: ignore[mis
         keys: Sequence[str],
         thickness: tuple[int, int] = (2, 5),
         prob: float = 0.3,
+        aligned: bool = False,
         allow_missing_keys: bool = False,
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
         RandomizableTransform.__init__(self, prob)
-        self.thickness = thickness
+        self.thickness, self.aligned = thickness, aligned
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Averages slabs along one axis."""
@@ -184,8 +187,10 @@ class RandThickSlicesd(RandomizableTransform, MapTransform):  # type: ignore[mis
         result = dict(data)
         if self._do_transform:
             axis, thickness = int(self.R.randint(3)), int(self.R.randint(self.thickness[0], self.thickness[1] + 1))
+            start = int(self.R.randint(thickness))
             for key in self.key_iterator(result):
-                result[key] = thick_slices(result[key], axis, thickness, int(self.R.randint(thickness)))
+                result[key] = thick_slices(result[key], axis, thickness, start)
+                start = start if self.aligned else int(self.R.randint(thickness))
         return result
 
 

@@ -115,13 +115,13 @@ class UnpairedDataset(Dataset[Any]):
     Args:
         dataset: of items with `image`, `target` or `label`; its transform makes `image` or `target` of them, or both,
             and passes over what is missing. A `guess` that it makes of a target comes along.
+        sides: which of the two to give; what learns from guesses alone needs no image, and need not wait for one.
     """
 
-    def __init__(self, dataset: MonaiDataset) -> None:
-        self.draws = SeededDataset(dataset)
+    def __init__(self, dataset: MonaiDataset, sides: Sequence[str] = ("image", "target")) -> None:
+        self.draws, self.sides = SeededDataset(dataset), tuple(sides)
         self.having = {
-            role: [n for n, item in enumerate(dataset.data) if role in item or "label" in item]
-            for role in ("image", "target")
+            role: [n for n, item in enumerate(dataset.data) if role in item or "label" in item] for role in self.sides
         }
 
     def __len__(self) -> int:
@@ -129,7 +129,7 @@ class UnpairedDataset(Dataset[Any]):
         return len(self.draws)
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
-        """Returns `image` and `target` of two draws.
+        """Returns `image` and `target` of two draws, as far as they are asked for.
 
         Raises:
             NoInputError: no item has an image, or none a target.
@@ -138,13 +138,16 @@ class UnpairedDataset(Dataset[Any]):
         for role, places in self.having.items():
             if not places:
                 raise NoInputError(f"expected unpaired training data with images and targets, got no {role}")
-        first = "image" if index in self.having["image"] else "target"
-        second = "target" if first == "image" else "image"
         random = np.random.default_rng([seed, 1])
-        other = self.having[second][int(random.integers(len(self.having[second])))]
-        sides = {first: self.draws[index, seed], second: self.draws[other, int(random.integers(2**31))]}
-        pair = {role: sides[role][role] for role in sides}
-        return {**pair, "guess": sides["target"]["guess"]} if "guess" in sides["target"] else pair
+        pair: dict[str, Any] = {}
+        free = True  # the item of the draw gives one side, and no more
+        for role, places in self.having.items():
+            if free and index in places:
+                item, free = self.draws[index, seed], False
+            else:
+                item = self.draws[places[int(random.integers(len(places)))], int(random.integers(2**31))]
+            pair |= {name: item[name] for name in (role, *(["guess"] if role == "target" else [])) if name in item}
+        return pair
 
 
 def _ranks() -> tuple[int, int]:

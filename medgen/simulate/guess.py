@@ -1,50 +1,83 @@
-"""What an MR of somebody might look like of whom there is a CT alone: right in what is dark, vague in all else.
+"""What an MR of somebody might look like of whom there is a CT alone.
 
-CT numbers tell air, fat, fluid, flesh, marrow and cortical bone apart, and what a T1-weighted scanner makes of each is
-known up to ranges. That is no pair: brain shows no anatomy, borders blur, nothing is measured. It tells a network that
-learns without pairs which way is up.
+CT numbers tell air, fat, fluid, flesh, marrow and cortical bone apart, and where a voxel lies tells a tissue from the
+edge of two others. What a T1-weighted scanner makes of tissues is known up to ranges. That is no pair: flesh is told
+apart by CT numbers a few HU apart, and nothing is measured. It tells a network that learns without pairs what is dark.
 """
 
 import numpy as np
 import numpy.typing as npt
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, grey_closing, maximum_filter, minimum_filter
 
-from medgen.simulate.head import smooth_noise
-from medgen.simulate.signal import add_rician_noise
+from medgen.simulate.head import random_mr
+from medgen.simulate.signal import AIR_HU, add_rician_noise
 
 Array = npt.NDArray[np.float32]
 
-# CT numbers [HU] between which signals run straight; `random_signals` gives one to each. Tissues lie as in
-# `medgen.simulate.signal`; marrow is what is denser than flesh and less dense than the tables of the skull.
-HU_NODES = (-1024.0, -350.0, -100.0, -60.0, 4.0, 12.0, 27.0, 38.0, 55.0, 90.0, 250.0, 500.0, 1000.0, 3071.0)
-_FLESH_HU = (-30.0, 90.0)
+_FAT_HU, _FLESH_HU, _DENSE_HU = -95.0, 50.0, 90.0
+_TOUCHES_AIR_HU, _LEAST_BONE_HU = -300.0, 200.0
+# Shares of brain, fluid and muscle by the CT number of flesh [HU], where no fat is near; see `RELAXATION`.
+_FLESH_NODES = (-60.0, -20.0, 12.0, 25.0, 30.0, 37.0, 46.0, 56.0)
+_FLESH_SHARES = {
+    "fat": (1, 0, 0, 0, 0, 0, 0, 0),
+    "csf": (0, 1, 1, 0, 0, 0, 0, 0),
+    "white": (0, 0, 0, 1, 1, 0, 0, 0),
+    "grey": (0, 0, 0, 0, 0, 1, 1, 0),
+    "muscle": (0, 0, 0, 0, 0, 0, 0, 1),
+}
 
 
-def random_signals(rng: np.random.Generator) -> list[float]:
-    """Draws the T1-weighted signal at each of `HU_NODES`, white matter 1.
+def guess_fractions(ct_hu: npt.ArrayLike, rng: np.random.Generator) -> dict[str, Array]:
+    """Guesses the fraction of each tissue in each voxel of a CT, adding up to at most 1; the rest is air.
+
+    Within bone, what is less dense than its tables is marrow; at its rim the same CT number is an edge. Flesh is
+    smoothed before it is told apart, as CT noise would else pass for anatomy. How dense tables and marrow are, and
+    whether a lining lies between bone and air, is drawn.
+
+    Args:
+        ct_hu: `(X, Y, Z)` `[HU]`, voxels of 1 to 2 mm.
+        rng: of what is drawn.
 
     Returns:
-        fat above white matter unless it is suppressed, fluid and cortical bone below all else, marrow anywhere.
+        `fat`, `csf`, `white`, `grey`, `muscle`, `marrow` and `cortex`, each `(X, Y, Z)`.
     """
-    fat = rng.uniform(0.9, 3.0) if rng.uniform() < 0.75 else rng.uniform(0.2, 0.9)
-    fluid, grey, muscle = rng.uniform(0.1, 0.5), rng.uniform(0.5, 0.95), rng.uniform(0.4, 1.0)
-    marrow, cortex = rng.uniform(0.15, 1.2), rng.uniform(0.0, 0.2)
-    edge = 0.5 * (fat + muscle)
-    return [0.0, 0.3 * edge, fat, edge, fluid, fluid, 1.0, grey, muscle, muscle, marrow, 0.6 * marrow, cortex, 0.0]
+    ct = np.asarray(ct_hu, dtype=np.float32)
+    table_hu, marrow_hu, lined = rng.uniform(900, 1500), rng.uniform(100, 400), rng.uniform() < 0.5
+    by_air = minimum_filter(ct, 3) < _TOUCHES_AIR_HU
+    by_bone = maximum_filter(ct, 3) > _LEAST_BONE_HU + 100
+    within_bone = minimum_filter(grey_closing(ct, size=5), 3) > _LEAST_BONE_HU
+    flesh = _flesh_around(ct, by_air)
+    solid = np.where(by_air, np.clip((ct - AIR_HU) / (_FLESH_HU - AIR_HU), 0, 1), 1.0)
+    # Beside air, a bright edge is bone; a dim one is bone in part, or its lining.
+    edge = np.float32(ct > 150) if lined else np.float32(by_bone)
+    rim = np.clip((ct - _FLESH_HU) / (table_hu - _FLESH_HU), 0, 1) * (ct > _DENSE_HU)
+    inner = np.clip((ct - marrow_hu) / (table_hu - marrow_hu), 0, 1)
+    deep = within_bone & (ct > _DENSE_HU) & ~by_air
+    cortex = np.where(by_air, solid * edge, np.where(deep, inner, rim)).astype(np.float32)
+    parts = {"cortex": cortex, "marrow": np.where(deep, 1 - inner, 0).astype(np.float32)}
+    left = np.clip(solid - cortex - parts["marrow"], 0, 1)
+    fat_near = gaussian_filter(((ct > -160) & (ct < -50) & ~by_air).astype(np.float32), 2.5) > 0.05
+    fat = np.clip((_FLESH_HU - flesh) / (_FLESH_HU - _FAT_HU), 0, 1)
+    near = {"fat": fat, "muscle": 1 - fat}
+    for name, shares in _FLESH_SHARES.items():
+        share = np.where(fat_near | by_air, near.get(name, 0.0), np.interp(flesh, _FLESH_NODES, shares))
+        parts[name] = (left * share).astype(np.float32)
+    return parts
+
+
+def _flesh_around(ct: Array, by_air: npt.NDArray[np.bool_]) -> Array:
+    """The CT number of flesh in and around each voxel `[HU]`; muscle's where there is none."""
+    flesh = ((ct > -200) & (ct < _DENSE_HU) & ~by_air).astype(np.float32)
+    weight = gaussian_filter(flesh, 0.8)
+    return np.where(weight > 0.01, gaussian_filter(ct * flesh, 0.8) / np.maximum(weight, 0.01), _FLESH_HU)
 
 
 def guess_mr(ct_hu: npt.ArrayLike, rng: np.random.Generator) -> Array:
     """Draws a T1-weighted magnitude image `(X, Y, Z)` for a CT of the same shape `[HU]`, white matter at 0.3 to 1.5.
 
-    Signals, texture, coil falloff and noise are drawn; flesh is smoothed first, as CT noise would else pass for
-    anatomy. After the domain randomisation of Billot et al., "SynthSeg", Medical Image Analysis 86, 2023, with CT
-    numbers in the place of labels.
+    What it shows is what `guess_fractions` makes of the CT; sequence, coil falloff and noise are drawn. After the
+    domain randomisation of Billot et al., "SynthSeg", Medical Image Analysis 86, 2023.
     """
-    ct = np.asarray(ct_hu, dtype=np.float32)
-    flesh = ((ct > _FLESH_HU[0]) & (ct < _FLESH_HU[1])).astype(np.float32)
-    around = gaussian_filter(ct * flesh, 0.8) / np.maximum(gaussian_filter(flesh, 0.8), 1e-3)
-    image = np.interp(np.where(flesh > 0, around, ct), HU_NODES, random_signals(rng)).astype(np.float32)
-    image *= 1 + rng.uniform(0.02, 0.15) * smooth_noise(ct.shape, rng.uniform(2.0, 8.0), rng)
-    image *= np.exp(rng.uniform(0.0, 0.35) * smooth_noise(ct.shape, rng.uniform(25.0, 80.0), rng))
-    scale = np.exp(rng.uniform(np.log(0.3), np.log(1.5)))  # where fat is bright, it sets the scale
-    return add_rician_noise(np.maximum(image, 0) * np.float32(scale), rng.uniform(0, 0.06), rng)
+    image = random_mr(guess_fractions(ct_hu, rng), rng)
+    image *= np.float32(np.exp(rng.uniform(np.log(0.3), np.log(1.5))))  # where fat is bright, it sets the scale
+    return add_rician_noise(image, rng.uniform(0, 0.06), rng)

@@ -8,6 +8,7 @@ from medgen.engines.adversary import Adversary
 from medgen.engines.player import MovingAverage, Player
 from medgen.engines.pool import ImagePool
 from medgen.engines.unpaired import CycleRules, Direction, UnpairedTrainer
+from medgen.errors import NoInputError
 from medgen.losses.adversarial import least_squares_d_loss, least_squares_g_loss
 from medgen.nets.cascade import CascadeGenerator
 
@@ -180,6 +181,16 @@ def test_in_the_first_epochs_guesses_alone_are_learnt() -> None:
     assert back.generator.network.seen == forth.adversary.player.network.seen == []
     UnpairedTrainer("cpu", 3, guesses, forth, back, rules, {"seed": 1}).run()
     assert back.generator.network.factor.item() != 0.25
+
+
+def test_guesses_are_learnt_without_images_and_the_cycle_asks_for_them() -> None:
+    forth, back = direction(2.0, rate=0.1), direction(0.25, rate=0.1)
+    guesses = [{"target": batches()[0]["target"], "guess": torch.full((2, 1, 2, 2, 2), 0.5)}]
+    rules = CycleRules(guess_weight=1.0, guess_epochs=1)
+    UnpairedTrainer("cpu", 1, guesses, forth, back, rules, {"seed": 1}).run()
+    assert forth.generator.network.factor.item() > 2.0
+    with pytest.raises(NoInputError, match="image after 1 epochs of guesses, got target, guess"):
+        UnpairedTrainer("cpu", 2, guesses, forth, back, rules, {"seed": 1}).run()
 
 
 def test_a_direction_can_train_the_first_stage_of_a_cascade_alone() -> None:

@@ -117,6 +117,16 @@ def test_thick_slices_come_to_both_of_a_pair_along_one_axis() -> None:
         assert np.argmin(rough[0]) == np.argmin(rough[1])
 
 
+def test_aligned_slices_are_the_same_slabs_of_both() -> None:
+    def alike(aligned: bool) -> list[bool]:
+        thick = RandThickSlicesd(["image", "target"], (4, 4), prob=1.0, aligned=aligned)
+        pairs = [thick.set_random_state(seed)({"image": volume(), "target": volume()}) for seed in range(6)]
+        return [torch.equal(pair["image"], pair["target"]) for pair in pairs]
+
+    assert all(alike(aligned=True))
+    assert not all(alike(aligned=False))
+
+
 def test_contrast_never_inverts_and_keeps_the_background() -> None:
     x = torch.linspace(0, 1.5, 8000).reshape(1, 20, 20, 20)
     x[:, :2] = 0

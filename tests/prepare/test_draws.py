@@ -102,3 +102,11 @@ def test_a_guess_comes_with_the_target_that_it_was_made_of() -> None:
     pairs = [unpaired[n, seed] for n in range(3) for seed in range(5)]
     assert all(pair["guess"] == 2 * pair["target"] for pair in pairs)
     assert {float(pair["target"]) for pair in pairs} == {1.0, 5.0}
+
+
+def test_the_targets_side_alone_comes_from_items_that_have_one() -> None:
+    items = [{"image": torch.zeros(1)}, {"target": torch.ones(1)}, {"target": torch.full((1,), 5.0)}]
+    unpaired = UnpairedDataset(Dataset(items, Compose([])), sides=["target"])
+    assert all(set(unpaired[n, seed]) == {"target"} for n in range(3) for seed in range(3))
+    assert [float(unpaired[n, 0]["target"]) for n in (1, 2)] == [1.0, 5.0]
+    assert {float(unpaired[0, seed]["target"]) for seed in range(20)} == {1.0, 5.0}
