@@ -103,7 +103,8 @@ class TrainProgress(_Display):
         said = ", ".join(f"{name} {value:.4g}" for name, value in event.numbers.items())
         if event.kind == "begin":
             self._began, self._first = time.monotonic(), event.epoch - 1
-            self._task = self._bar.add_task("training", total=event.epochs * event.iterations or None, said="")
+            total, done = event.epochs * event.iterations, self._first * event.iterations
+            self._task = self._bar.add_task("training", total=total or None, completed=done, said="")
         elif self._task is not None:
             done = (event.epoch - 1) * event.iterations + event.iteration
             rate = f"{event.samples_per_second:.2g} samples/s"

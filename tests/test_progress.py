@@ -32,3 +32,13 @@ def test_on_a_terminal_the_bar_names_epoch_losses_rate_and_time_left() -> None:
         progress._bar.refresh()
     shown = stream.getvalue()
     assert all(part in shown for part in ("epoch 1", "3/10", "g_loss 0.125", "4 samples/s", "left"))
+
+
+def test_what_was_done_before_a_resume_is_not_taken_for_speed() -> None:
+    stream = io.StringIO()
+    progress = TrainProgress(Console(file=stream))
+    progress.hear(TrainEvent("begin", 11, 75, 0, 50))
+    progress._began -= 60  # the first epoch after the resume took a minute
+    progress.hear(TrainEvent("epoch", 11, 75, 50, 50, {"loss": 0.5}, 1.0))
+    assert "64 min left" in stream.getvalue()
+    assert progress._bar.tasks[0].completed == 550

@@ -84,7 +84,7 @@ class HealthMonitor:
         self.history: dict[str, deque[float]] = {name: deque(maxlen=window) for name in (*_SERIES, "diversity")}
         self.images: dict[str, deque[Tensor]] = {name: deque(maxlen=64) for name in ("pred", "real")}
         self.gaps: deque[Tensor] = deque(maxlen=window)
-        self.spread = 0.0
+        self.spread, self.strongest_pull = 0.0, 0.0
         self.findings: list[Finding] = []
         self._healthy: dict[str, Any] = {}
         self._seen = 0
@@ -110,16 +110,18 @@ class HealthMonitor:
             self.gaps.append(pred.mean(0) - real.mean(0))
         if self._seen % self.every == 0:
             self._measure_diversity()
+            self.strongest_pull = max(self.strongest_pull, symptoms.peak(self.history["g_pull"]))
             if self._seen >= self.patience:
                 self._judge(engine)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns what a resumed training must know: what was found."""
-        return {"findings": [asdict(finding) for finding in self.findings]}
+        """Returns what a resumed training must know: what was found, and how strong the adversary's pull has been."""
+        return {"findings": [asdict(finding) for finding in self.findings], "strongest_pull": self.strongest_pull}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues from a checkpoint."""
         self.findings = [Finding(**finding) for finding in state["findings"]]
+        self.strongest_pull = float(state["strongest_pull"])
 
     def summary(self) -> dict[str, float]:
         """Returns the means over the window of what health is read from, for a log: what was seen so far of it."""
@@ -138,7 +140,7 @@ class HealthMonitor:
     def _judge(self, engine: Engine) -> None:
         found: dict[Ailment, str | None] = {
             "dead": symptoms.dead(self.history, self.limits),
-            "vanishing": symptoms.vanishing(self.history, self.limits),
+            "vanishing": symptoms.vanishing(self.history, self.limits, self.strongest_pull),
             "collapse": symptoms.collapse(self.history, self.limits),
             "oscillation": symptoms.oscillation(
                 self.history, self._path(), self.spread, self.limits, int(engine.state.epoch_length or 0)

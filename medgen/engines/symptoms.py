@@ -35,12 +35,18 @@ class Limits:
     refused: float = 0.1
 
 
-def vanishing(history: History, limits: Limits) -> str | None:
-    """A sure discriminator whose gradient no longer reaches the generator."""
+def vanishing(history: History, limits: Limits, largest: float = 0.0) -> str | None:
+    """A sure discriminator whose gradient no longer reaches the generator.
+
+    Args:
+        history: of the discriminator's accuracy and its pull.
+        limits: thresholds.
+        largest: the strongest pull that was seen before this history: one that fades slowly has no peak in it.
+    """
     pull, accuracy = _finite(history.get("g_pull", ())), _finite(history.get("d_accuracy", ()))
     if len(pull) < 20 or len(accuracy) < 20:
         return None
-    recent, largest = float(np.median(pull[-len(pull) // 4 :])), _peak(pull)
+    recent, largest = float(np.median(pull[-len(pull) // 4 :])), max(largest, peak(list(pull)))
     sure = float(accuracy[-len(accuracy) // 4 :].mean())
     if sure < limits.accuracy or recent >= limits.pull * largest:
         return None
@@ -170,7 +176,8 @@ def _finite(values: Sequence[float]) -> Series:
     return series[np.isfinite(series)]
 
 
-def _peak(values: Series) -> float:
-    """The largest median of any quarter of the history: one outlier is no peak."""
-    part = max(1, len(values) // 8)
-    return max(float(np.median(values[i : i + part])) for i in range(0, len(values), part))
+def peak(values: Sequence[float]) -> float:
+    """Returns the largest median of any eighth of what is finite, 0 for nothing: one outlier is no peak."""
+    finite = _finite(values)
+    part = max(1, len(finite) // 8)
+    return max((float(np.median(finite[i : i + part])) for i in range(0, len(finite), part)), default=0.0)

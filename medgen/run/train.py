@@ -141,15 +141,20 @@ class Watch:
     ) -> None:
         self.trainer, self.tracker, self.listen, self.monitor = trainer, tracker, listen, monitor
         self.validator = validator
-        self._told, self._since, self._samples = 0, time.perf_counter(), 0
+        self._told, self._since, self._samples, self._begun = 0, time.perf_counter(), 0, False
         if monitor is not None:
             monitor.attach(trainer)
         if validator is not None:
             validator.listen = self._validated
             validator.attach(trainer)
-        trainer.add_event_handler(Events.STARTED, lambda engine: listen(self._event("begin")))
+        trainer.add_event_handler(Events.EPOCH_STARTED, self._starts)
         trainer.add_event_handler(Events.ITERATION_COMPLETED, self._iterated)
         trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda engine: listen(self._event("epoch", self._numbers())))
+
+    def _starts(self, engine: Engine) -> None:
+        if not self._begun:  # not when the engine starts: a checkpoint is loaded then, and with it the epoch
+            self._begun, self._since = True, time.perf_counter()
+            self.listen(self._event("begin"))
 
     def _iterated(self, engine: Engine) -> None:
         self._samples += len(self._output().get("pred", ())) or 1

@@ -215,6 +215,22 @@ def test_a_sure_discriminator_that_still_pulls_is_no_symptom() -> None:
     assert vanishing({"g_pull": [*pull[:50], *[0.001] * 50], "d_accuracy": [0.6] * 100}, LIMITS) is None
 
 
+def test_a_pull_that_fades_slowly_is_held_against_the_strongest_ever() -> None:
+    fading, sure = 0.995 ** np.arange(1600), 1.0
+    history = {"g_pull": list(fading[-400:]), "d_accuracy": [sure] * 400}
+    assert vanishing(history, LIMITS) is None  # within the window it lost no more than the rest
+    assert vanishing(history, LIMITS, largest=1.0) is not None
+
+    monitor = HealthMonitor(window=400)
+    engine = Engine(lambda engine, batch: {"loss": 1.0, "g_pull": fading[batch], "d_accuracy": sure})
+    monitor.attach(engine)
+    engine.run(range(1600))
+    assert ailments(monitor) == {"vanishing"}
+    resumed = HealthMonitor()
+    resumed.load_state_dict(monitor.state_dict())
+    assert resumed.strongest_pull == monitor.strongest_pull > 0.9
+
+
 def test_mean_distance_of_known_points() -> None:
     assert mean_distance([[0.0, 0.0], [3.0, 4.0]]) == pytest.approx(5.0)
     assert mean_distance([[1.0, 1.0]]) == 0
