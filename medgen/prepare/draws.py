@@ -19,6 +19,8 @@ from medgen.errors import NoInputError
 
 Draw = tuple[int, int]
 
+_MADE_OF = {"image": {"image", "head"}, "target": {"target", "label", "head"}}  # MONAI Label says `label`
+
 
 class WeightedDraws(Sampler[Draw]):
     """Draws items in proportion to their weight, with replacement, and a seed with each.
@@ -87,13 +89,13 @@ class FixedDraws(Dataset[Any]):
     Args:
         data: items.
         transform: its `set_random_state` reaches all of its random parts.
-        count: draws, over all items in turn; none where there are no items.
+        count: draws, over all items in turn, each at least once; 0 for none.
         seed: of the first; the next ones count on.
     """
 
     def __init__(self, data: Sequence[Mapping[str, Any]], transform: Compose, count: int, seed: int = 0) -> None:
         self.draws = SeededDataset(CacheDataset(data, transform, progress=False, num_workers=0))
-        self.count, self.seed = count if len(data) > 0 else 0, seed
+        self.count, self.seed = max(count, len(data)) if count and len(data) > 0 else 0, seed
 
     def __len__(self) -> int:
         """Returns the number of draws."""
@@ -110,18 +112,18 @@ class UnpairedDataset(Dataset[Any]):
     """Puts an image of one item beside a target of another, as CycleGAN wants them: what they show is not the same.
 
     The item of the draw gives what it has; the other side comes from an item drawn at random among those that have it,
-    with a seed of its own. An item with `label` has both, since a simulation makes them, but never gives both at once.
+    with a seed of its own. An item with `head` has both, since a simulation makes them, but never gives both at once.
 
     Args:
-        dataset: of items with `image`, `target` or `label`; its transform makes `image` or `target` of them, or both,
-            and passes over what is missing. A `guess` that it makes of a target comes along.
+        dataset: of items with `image`, `target` (or `label`) or `head`; its transform makes `image` or `target` of
+            them, or both, and passes over what is missing. A `guess` that it makes of a target comes along.
         sides: which of the two to give; what learns from guesses alone needs no image, and need not wait for one.
     """
 
     def __init__(self, dataset: MonaiDataset, sides: Sequence[str] = ("image", "target")) -> None:
         self.draws, self.sides = SeededDataset(dataset), tuple(sides)
         self.having = {
-            role: [n for n, item in enumerate(dataset.data) if role in item or "label" in item] for role in self.sides
+            role: [n for n, item in enumerate(dataset.data) if _MADE_OF[role] & item.keys()] for role in self.sides
         }
 
     def __len__(self) -> int:

@@ -49,22 +49,26 @@ class TemplateFieldsd(MapTransform):  # type: ignore[misc]
         map_keys: where the fractions of fluid, grey and white matter are, by `csf`, `grey` and `white`.
         fields_key: where the fields go, float16.
         voxel_mm: of the fields; coarser volumes are interpolated to half their spacing, once or more.
+        allow_missing_keys: pass items without such a CT on as they are.
     """
 
     def __init__(
         self,
         ct_key: str = "ct",
         map_keys: Mapping[str, str] | None = None,
-        fields_key: str = "label",
+        fields_key: str = "head",
         voxel_mm: float = 1.0,
+        allow_missing_keys: bool = False,
     ) -> None:
         self.map_keys = dict(map_keys or {name: name for name in ("csf", "grey", "white")})
-        super().__init__([ct_key, *self.map_keys.values()])
+        super().__init__([ct_key, *self.map_keys.values()], allow_missing_keys)
         self.ct_key, self.fields_key, self.voxel_mm = ct_key, fields_key, voxel_mm
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Labels the head and computes the fields."""
         result = dict(data)
+        if self.allow_missing_keys and self.ct_key not in result:
+            return result
         spacing = float(spacing_mm(np.asarray(result[self.ct_key].affine)).mean())
         halvings = max(0, round(np.log2(spacing / self.voxel_mm)))
         volumes = {key: np.asarray(result.pop(key)[0]) for key in self.keys}

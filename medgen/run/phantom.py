@@ -42,7 +42,7 @@ def write_phantoms(
     `output/manifest.json` they are sessions of one patient, so that no statistics count them as more.
 
     Args:
-        manifest: its cases have `label` (labels of a head) or `ct`, `csf`, `grey` and `white` (an averaged head).
+        manifest: its cases have `head` (labels of one) or `ct`, `csf`, `grey` and `white` (an averaged head).
         output: folder.
         count: people of each head.
         split: of the manifest, and of the new one.
@@ -56,10 +56,10 @@ def write_phantoms(
         ManifestError: the manifest is not valid.
     """
     items = datalist_from_manifest(find_manifest(manifest), split, data_root)
-    heads = [item for item in items if "label" in item or set(TEMPLATE_ROLES) <= item.keys()]
+    heads = [item for item in items if "head" in item or set(TEMPLATE_ROLES) <= item.keys()]
     if not heads or count < 1:
         raise NoInputError(
-            f"expected heads (label, or {', '.join(TEMPLATE_ROLES)}) in split {split!r} of {manifest.name}, got none"
+            f"expected heads (head, or {', '.join(TEMPLATE_ROLES)}) in split {split!r} of {manifest.name}, got none"
         )
     total = count * len(heads)
     listen(Event("begin", total, 0))
@@ -88,18 +88,18 @@ def draw_people(head: dict[str, str], count: int, seed: int, variety: float) -> 
     """Returns people of one head: `image` with white matter near 1 and `target` as `hu_to_unit` scales it.
 
     Args:
-        head: with `label`, or with the roles of an averaged head; paths.
+        head: with `head` (labels), or with the roles of an averaged head; paths.
         count: people.
         seed: of the first.
         variety: 0 to 1.
     """
-    roles = ["label"] if "label" in head else list(TEMPLATE_ROLES)
-    fields = HeadFieldsd("label", _VOXEL_MM) if "label" in head else TemplateFieldsd(voxel_mm=_VOXEL_MM)
+    roles = ["head"] if "head" in head else list(TEMPLATE_ROLES)
+    fields = HeadFieldsd("head", _VOXEL_MM) if "head" in head else TemplateFieldsd(voxel_mm=_VOXEL_MM)
     transforms = [
         LoadImaged(roles, reader=VolumeReader, ensure_channel_first=True),
         Orientationd(roles, axcodes="RAS", labels=_AXES),
         fields,
-        RandHeadd("label", variety=variety),
+        RandHeadd("head", variety=variety),
     ]
     return FixedDraws([head], Compose(transforms), count, seed)
 

@@ -13,7 +13,7 @@ from medgen.geometry import Grid
 from medgen.read.discover import find_cases
 from medgen.read.reader import read_image, read_volume
 
-ROLES = ("image", "target", "label", "mask", "brain", "body", "ct", "csf", "grey", "white")
+ROLES = ("image", "target", "head", "mask", "brain", "body", "ct", "csf", "grey", "white")
 
 
 @dataclass(frozen=True)

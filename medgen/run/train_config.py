@@ -105,7 +105,10 @@ def _use_manifest(parser: ConfigParser, request: TrainRequest) -> None:
             raise BundleError(
                 f"--data needs a config whose {name} reads manifests, this one makes its data itself; leave it out"
             )
-        parser[f"{name}::groups"] = [{"manifest": str(find_manifest(request.data).absolute())}]
+        group: dict[str, Any] = {"manifest": str(find_manifest(request.data).absolute())}
+        if name.startswith("validate"):  # nothing can be measured on what has no target
+            parser[f"{name}::split"], group["roles"] = "validation", ["image", "target"]
+        parser[f"{name}::groups"] = [group]
 
 
 def _apply(parser: ConfigParser, change: str) -> None:

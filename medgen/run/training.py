@@ -107,7 +107,7 @@ def _simulated_item(grid: Grid, seed: int) -> dict[str, Any]:
 def shell_heads(
     count: int, shape: tuple[int, int, int] = (48, 52, 50), spacing_mm: float = 4.0, first_seed: int = 0
 ) -> list[dict[str, Any]]:
-    """Makes heads of shells, `label` each, for a training that shows that it runs.
+    """Makes heads of shells, `head` each, for a training that shows that it runs.
 
     Args:
         count: heads.
@@ -118,7 +118,7 @@ def shell_heads(
     affine = np.diag([spacing_mm] * 3 + [1.0])
     return [
         {
-            "label": MetaTensor(
+            "head": MetaTensor(
                 shell_labels((shape[0], shape[1], shape[2]), seed)[None].astype(np.float32), affine=affine
             ),
             "patient": f"simulated-{seed}",

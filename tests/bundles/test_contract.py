@@ -79,8 +79,7 @@ def _workflow(bundle: Path, name: str, kind: str, **override: object) -> ConfigW
         logging_file=False,
         workflow_type=kind,
         bundle_root=str(bundle),
-        device="cpu",
-        **override,
+        **{"device": "cpu", **override},
     )
     workflow.initialize()
     return workflow
@@ -177,7 +176,7 @@ def test_training_and_inference_have_the_same_network(bundle: Path) -> None:
 
 def test_training_and_inference_prepare_images_alike(bundle: Path) -> None:
     def steps(transforms: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return [{key: value for key, value in step.items() if key != "keys"} for step in transforms]
+        return [{k: v for k, v in step.items() if k not in {"keys", "allow_missing_keys"}} for step in transforms]
 
     used = steps(_load(bundle, "inference")["preprocessing"]["transforms"])[1:]
     validated = steps(_load(bundle, "train")["validate"]["preprocessing"]["transforms"])
@@ -284,11 +283,13 @@ def _write_pairs(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_training_starts_on_pairs_as_monai_label_starts_it(bundle: Path, tmp_path: Path) -> None:
-    items = _write_pairs(tmp_path)
+    pairs = _write_pairs(tmp_path)
+    items = [{"image": pair["image"], "label": pair["target"]} for pair in pairs]  # all that its datastore knows
     override = {
-        "train#dataset#data": items,
-        "validate#dataset#data": [],
+        "train#dataset#data": items[:1],
+        "validate#dataset#data": items[1:],
         "train#trainer#max_epochs": 1,
+        "device": torch.device("cpu"),
         "dataset_dir": str(tmp_path / "none"),
         "output_dir": str(tmp_path / "out"),
         "window": [64, 64, 64],  # at a smaller one, bfloat16 convolutions of this torch can give NaN on the CPU
@@ -300,5 +301,8 @@ def test_training_starts_on_pairs_as_monai_label_starts_it(bundle: Path, tmp_pat
     assert isinstance(parser.get("train#handlers"), list)  # to which MONAI Label adds its own
     workflow.run()
     assert parser.get_parsed_content("train#trainer").state.iteration == 2
+    held_out = parser.get_parsed_content("validate#dataset")
+    assert [set(held_out[n]) >= {"image", "target"} for n in range(len(held_out))] == [True] * len(held_out)
+    assert len(held_out) >= 1
     state = torch.load(tmp_path / "out" / "model.pt", weights_only=True)
     assert state.keys() == parser.get_parsed_content("network").state_dict().keys()

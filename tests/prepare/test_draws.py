@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from monai.data import DataLoader, Dataset
-from monai.transforms import Compose, RandGaussianNoised, Randomizable, Transform
+from monai.transforms import Compose, CopyItemsd, RandGaussianNoised, Randomizable, Transform
 
 from medgen.errors import NoInputError
 from medgen.prepare.draws import FixedDraws, SeededDataset, UnpairedDataset, WeightedDraws
@@ -58,19 +58,21 @@ def test_fixed_draws_stay_the_same_and_differ_from_each_other() -> None:
     assert [round(float(image.mean())) for image in first] == [0, 1, 0, 1]
     assert not torch.equal(first[0], first[2])
     assert len(FixedDraws([], noisy([]), count=4)) == 0
+    assert len(FixedDraws(ITEMS, noisy(ITEMS), count=1)) == len(ITEMS)  # nobody is left out
+    assert len(FixedDraws(ITEMS, noisy(ITEMS), count=0)) == 0
     with pytest.raises(IndexError):
         draws[4]
 
 
 class _Simulation(Randomizable, Transform):
-    """A label makes an image and a target that tell which draw they are of."""
+    """A head makes an image and a target that tell which draw they are of."""
 
     def __call__(self, item: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return dict.fromkeys(("image", "target"), item["label"] + self.R.uniform())
+        return dict.fromkeys(("image", "target"), item["head"] + self.R.uniform())
 
 
 def test_unpaired_sides_never_come_from_one_draw() -> None:
-    dataset = Dataset([{"label": torch.zeros(1)}], _Simulation())
+    dataset = Dataset([{"head": torch.zeros(1)}], _Simulation())
     pairs = [UnpairedDataset(dataset)[0, seed] for seed in range(20)]
     assert all(set(pair) == {"image", "target"} for pair in pairs)
     assert all(pair["image"] != pair["target"] for pair in pairs)
@@ -85,6 +87,12 @@ def test_the_item_drawn_gives_what_it_has_and_the_other_side_is_found() -> None:
     assert {float(unpaired[2, seed]["image"]) for seed in range(20)} == {1, 2}
     assert float(unpaired[2, 0]["target"]) == 3
     assert len(unpaired) == 3
+
+
+def test_a_target_may_come_as_label() -> None:
+    item = {"image": torch.zeros(1), "label": torch.ones(1)}
+    dataset = Dataset([item], Compose([CopyItemsd("label", names="target")]))
+    assert float(UnpairedDataset(dataset)[0, 0]["target"]) == 1
 
 
 def test_one_side_alone_is_refused() -> None:

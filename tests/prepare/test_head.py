@@ -58,9 +58,9 @@ def test_an_item_without_labels_passes_with_a_mask() -> None:
     image = torch.rand(1, 30, 30, 30)
     chain = Compose(
         [
-            HeadFieldsd("label", allow_missing_keys=True),
-            RandWindowd(["label", "image", "target"], [24, 24, 24], allow_missing_keys=True),
-            RandHeadd("label", allow_missing_keys=True),
+            HeadFieldsd("head", allow_missing_keys=True),
+            RandWindowd(["head", "image", "target"], [24, 24, 24], allow_missing_keys=True),
+            RandHeadd("head", allow_missing_keys=True),
         ]
     )
     pair = chain({"image": image, "target": 2 * image})
@@ -76,7 +76,7 @@ def test_an_averaged_head_becomes_fields_at_half_its_spacing() -> None:
     maps = {"white": (radius < 5) * 1.0, "grey": ((radius >= 5) & (radius < 8)) * 1.0, "csf": zero}
     volumes = {"ct": cormack, **maps}
     item = {k: MetaTensor(torch.from_numpy(v.astype(np.float32))[None], affine=affine) for k, v in volumes.items()}
-    fields = TemplateFieldsd()(item)["label"]
+    fields = TemplateFieldsd()(item)["head"]
     assert fields.shape == (6, 63, 63, 63)
     centre = fields[:, 31, 31].float()
     assert centre[0, 31] == 1  # white matter in the middle

@@ -35,7 +35,7 @@ def heads(tmp_path: Path) -> Path:
         "description": "shells",
         "license": "none",
         "source": "made here",
-        "cases": [{"patient": "shells", "files": {"label": entry}, "split": "test"}],
+        "cases": [{"patient": "shells", "files": {"head": entry}, "split": "test"}],
     }
     (tmp_path / "data" / "heads.json").write_text(json.dumps(manifest))
     return tmp_path / "data" / "heads.json"
@@ -71,7 +71,7 @@ def test_the_same_seed_gives_the_same_files(heads: Path, tmp_path: Path) -> None
 
 
 def test_a_manifest_without_heads_is_refused(heads: Path, tmp_path: Path) -> None:
-    text = heads.read_text().replace('"label"', '"image"')
+    text = heads.read_text().replace('"head"', '"image"')
     heads.write_text(text)
     with pytest.raises(NoInputError, match="heads"):
         write_phantoms(heads, tmp_path / "out")

@@ -68,7 +68,7 @@ def test_labels_and_zipped_files_are_checked_too(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "labels.nii.zip", "w") as archive:
         archive.write(tmp_path / "labels.nii", "labels.nii")
     (tmp_path / "bad.nii.zip").write_text("no archive")
-    items = [{"label": str(tmp_path / f"{name}.nii.zip"), "patient": name} for name in ("labels", "bad", "gone")]
+    items = [{"head": str(tmp_path / f"{name}.nii.zip"), "patient": name} for name in ("labels", "bad", "gone")]
     checks = check_items(items, registers=False)
     assert [Path(check.what).name for check in checks if check.wrong] == ["bad.nii.zip", "gone.nii.zip"]
     found = [check.finding for check in checks if check.what.endswith("labels.nii.zip")]
@@ -201,6 +201,13 @@ def test_a_manifest_of_ours_is_known_by_its_name(tmp_path: Path) -> None:
     request = TrainRequest(BUNDLE, tmp_path / "run", data=Path("glioma"), data_root=tmp_path)
     _, parser = open_training(request)
     assert Path(parser["train::dataset::data::groups"][0]["manifest"]).name == "glioma.json"
+
+
+def test_a_manifest_is_measured_on_the_pairs_of_its_validation_split(tmp_path: Path) -> None:
+    _, parser = open_training(TrainRequest("brain_mr_to_ct", tmp_path / "run", data=Path("glioma"), data_root=tmp_path))
+    assert parser["validate::dataset::data::split"] == "validation"
+    assert parser["validate::dataset::data::groups"][0]["roles"] == ["image", "target"]
+    assert "roles" not in parser["train::dataset::data::groups"][0]
     assert parser["dataset_dir"] == str(tmp_path)
 
 
