@@ -82,6 +82,8 @@ class CycleRules:
             one; see `medgen.simulate.guess`.
         guess_epochs: epochs at the start in which the forward generator learns from guesses alone, at a fraction of the
             time: the cycle then starts near where it shall end.
+        guess_back: in these epochs the backward generator learns to make guesses of targets, too. Of many scanners that
+            is a middling one, but light and dark are where they belong when the cycle begins.
         noise: standard deviation of noise on a translation before it returns, in units of the image: fine patterns
             that hide the source in its translation do not survive it (Bashkirova et al., NeurIPS 2019).
     """
@@ -94,6 +96,7 @@ class CycleRules:
     anchor_weight: float = 1.0
     guess_weight: float = 0.0
     guess_epochs: int = 0
+    guess_back: bool = False
     noise: float = 0.0
 
 
@@ -150,8 +153,13 @@ class UnpairedTrainer(ImageTrainer):
 
     def _learn_guess(self, guess: Tensor, b: Tensor) -> dict[str, Any]:
         guessed, loss = self._guessed(guess, b)
-        if move([self.forth.generator], loss)[0] and self.forth.average is not None:
-            self.forth.average.update(self.forth.generator.network)
+        directions = [self.forth]
+        if self.rules.guess_back:
+            with self._autocast():
+                drawn = self.back(b).float()
+            loss = loss + self.rules.guess_weight * self.rules.cycle_loss(drawn, guess)
+            directions.append(self.back)
+        self._step(directions, loss)
         told = {"loss": loss.item(), "g_loss": 0.0, "cycle_loss": 0.0, "d_loss": 0.0}
         return {**told, "g_norm": self.forth.generator.norm, "pred": guessed.detach()}
 
@@ -179,12 +187,16 @@ class UnpairedTrainer(ImageTrainer):
                 loss = loss + self.rules.anchor_weight * direction.anchor(source, fake.float())
         if guess is not None:
             loss = loss + self._guessed(guess, b)[1]
-        moved = move([self.forth.generator, self.back.generator], loss)
-        for direction, did in zip((self.forth, self.back), moved, strict=True):
-            if did and direction.average is not None:
-                direction.average.update(direction.generator.network)
+        self._step([self.forth, self.back], loss)
         told = {"loss": loss.item(), "g_loss": felt.item(), "cycle_loss": cycle.item(), **pull}
         return fake_b.float().detach(), fake_a.float().detach(), told | {"g_norm": self.forth.generator.norm}
+
+    @staticmethod
+    def _step(directions: list[Direction], loss: Tensor) -> None:
+        moved = move([direction.generator for direction in directions], loss)
+        for direction, did in zip(directions, moved, strict=True):
+            if did and direction.average is not None:
+                direction.average.update(direction.generator.network)
 
     def _noisy(self, image: Tensor) -> Tensor:
         return image if self.rules.noise == 0 else image + self.rules.noise * torch.randn_like(image)

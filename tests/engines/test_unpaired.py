@@ -183,6 +183,17 @@ def test_in_the_first_epochs_guesses_alone_are_learnt() -> None:
     assert back.generator.network.factor.item() != 0.25
 
 
+def test_the_way_back_learns_to_guess_if_asked() -> None:
+    forth, back = direction(2.0, rate=0.1), direction(0.25, rate=0.1)
+    guesses = [{**batch, "guess": torch.full((2, 1, 2, 2, 2), 0.5)} for batch in batches()]
+    rules = CycleRules(guess_weight=1.0, guess_epochs=1, guess_back=True)
+    engine = UnpairedTrainer("cpu", 1, guesses, forth, back, rules, {"seed": 1})
+    engine.run()
+    assert forth.generator.network.factor.item() == pytest.approx(2.0 + 0.1 * 0.5)
+    assert back.generator.network.factor.item() == pytest.approx(0.25 - 0.1)  # down, a gradient of 3 clipped at 1
+    assert engine.state.output["loss"] == pytest.approx(abs(2 * 0.5 - 3) + abs(0.25 * 3 - 0.5))
+
+
 def test_guesses_are_learnt_without_images_and_the_cycle_asks_for_them() -> None:
     forth, back = direction(2.0, rate=0.1), direction(0.25, rate=0.1)
     guesses = [{"target": batches()[0]["target"], "guess": torch.full((2, 1, 2, 2, 2), 0.5)}]
