@@ -12,7 +12,7 @@ from medgen.run.phantom import write_phantoms
 from medgen.run.protocol import find_protocol
 
 # Of two people, half of the cards' four, with 10 % for other hardware: MAE over that of the best monotone mapping.
-CLAIMS = {"brain_mr_to_ct": 0.78, "brain_mr_to_ct_unpaired": 1.07}
+CLAIMS = {"brain_mr_to_ct": 0.70, "brain_mr_to_ct_unpaired": 1.07}
 
 
 @pytest.mark.slow
