@@ -78,7 +78,7 @@ class UntrustedError(BundleError):
 
 
 class DeviceError(MedgenError):
-    """The device asked for is not there, or too small for the smallest region."""
+    """The device asked for is not there, too small for the smallest region, or wrong about what was asked of it."""
 
 
 def root_cause(error: BaseException) -> BaseException:

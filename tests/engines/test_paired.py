@@ -1,5 +1,6 @@
 """The paired trainer: what the discriminator is shown, what is published, and that resuming changes nothing."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from medgen.engines.adversary import Adversary, gradient_norm
 from medgen.engines.paired import PairedTrainer
 from medgen.engines.player import MovingAverage, Player
+from medgen.errors import DeviceError
 from medgen.losses.adversarial import least_squares_d_loss, least_squares_g_loss
 
 
@@ -206,3 +208,15 @@ def test_an_unknown_option_is_named() -> None:
             absolute,
             options={"halve": 1},
         )
+
+
+@pytest.mark.parametrize(("planes", "amp", "refused"), [(2, True, True), (2, False, False), (3, True, False)])
+def test_a_window_whose_gradient_bfloat16_would_get_wrong_is_refused(planes: int, amp: bool, refused: bool) -> None:
+    network = nn.Conv3d(1, 1, 3, padding=1)
+    player = Player(network, torch.optim.Adam(network.parameters(), 1e-2))
+    image = torch.ones(1, 1, planes, 4, 4)
+    data = [{"image": image, "target": image, "mask": image}]
+    trainer = PairedTrainer("cpu", 1, data, player, absolute, options={"amp": amp})
+    expected = pytest.raises(DeviceError, match="more than 2 planes along the first axis") if refused else nullcontext()
+    with expected:
+        trainer.run()
