@@ -93,7 +93,7 @@ class RandWindowd(RandomizableTransform, MapTransform):  # type: ignore[misc]
 
     Args:
         keys: volumes `(C, X, Y, Z)` of one grid, RAS.
-        size: of the window `[voxels]`.
+        size: of the window `[voxels]`; None keeps the volume's own.
         max_turn: largest rotation about each axis `[degrees]`.
         max_scale: largest relative change of size along each axis.
         max_bend: largest displacement of the deformation's control points `[voxels]`.
@@ -105,7 +105,7 @@ class RandWindowd(RandomizableTransform, MapTransform):  # type: ignore[misc]
     def __init__(
         self,
         keys: Sequence[str],
-        size: Sequence[int],
+        size: Sequence[int] | None,
         max_turn: float = 12.0,
         max_scale: float = 0.12,
         max_bend: float = 4.0,
@@ -115,7 +115,7 @@ class RandWindowd(RandomizableTransform, MapTransform):  # type: ignore[misc]
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
         RandomizableTransform.__init__(self, prob)
-        self.size, self.padding = tuple(size), padding
+        self.size, self.padding = size, padding
         self.max_turn, self.max_scale, self.max_bend = max_turn, max_scale, max_bend
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -131,8 +131,9 @@ class RandWindowd(RandomizableTransform, MapTransform):  # type: ignore[misc]
         return result
 
     def _positions(self, shape: Sequence[int]) -> Tensor:
+        size = tuple(self.size or shape)
         # Windows stay inside the volume where it is larger than they are, and are centred where it is not.
-        room = [max(0.0, (n - s) / 2) + 4.0 for n, s in zip(shape, self.size, strict=True)]
+        room = [max(0.0, (n - s) / 2) + 4.0 for n, s in zip(shape, size, strict=True)]
         centre = [(n - 1) / 2 + self.R.uniform(-r, r) for n, r in zip(shape, room, strict=True)]
         matrix = np.eye(3)
         if self._do_transform:
@@ -140,12 +141,10 @@ class RandWindowd(RandomizableTransform, MapTransform):  # type: ignore[misc]
             matrix = _rotation(turns) * (1 + self.R.uniform(-self.max_scale, self.max_scale, 3))
         if self.R.rand() < 0.5:
             matrix[:, 0] *= -1
-        grid = sampling_grid(
-            torch.tensor(matrix, dtype=torch.float32), torch.tensor(centre, dtype=torch.float32), self.size
-        )
+        grid = sampling_grid(torch.tensor(matrix, dtype=torch.float32), torch.tensor(centre, dtype=torch.float32), size)
         if self._do_transform and self.max_bend > 0:
             control = torch.tensor(self.R.uniform(-self.max_bend, self.max_bend, (3, 5, 5, 5)), dtype=torch.float32)
-            grid += smooth_field(control, self.size).permute(1, 2, 3, 0)
+            grid += smooth_field(control, size).permute(1, 2, 3, 0)
         return grid
 
 

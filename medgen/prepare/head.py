@@ -133,12 +133,15 @@ class RandGuessd(Randomizable, MapTransform):  # type: ignore[misc]
     Args:
         keys: CT `(1, X, Y, Z)` as `hu_to_unit` scales it.
         guess_key: where the guess goes, same shape.
+        variety: how widely scanners are drawn, 0 to 1; see `random_mr`.
         allow_missing_keys: pass items without CT on as they are.
     """
 
-    def __init__(self, keys: str | list[str], guess_key: str = "guess", allow_missing_keys: bool = False) -> None:
+    def __init__(
+        self, keys: str | list[str], guess_key: str = "guess", variety: float = 1.0, allow_missing_keys: bool = False
+    ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
-        self.guess_key = guess_key
+        self.guess_key, self.variety = guess_key, variety
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Draws the guess."""
@@ -146,5 +149,5 @@ class RandGuessd(Randomizable, MapTransform):  # type: ignore[misc]
         for key in self.key_iterator(result):
             rng = np.random.default_rng(int(self.R.randint(2**31 - 1)))
             ct = unit_to_hu(torch.as_tensor(result[key])[0].float().numpy())
-            result[self.guess_key] = torch.from_numpy(guess_mr(ct, rng))[None]
+            result[self.guess_key] = torch.from_numpy(guess_mr(ct, rng, self.variety))[None]
         return result

@@ -15,9 +15,9 @@ from medgen.simulate.signal import AIR_HU, add_rician_noise
 Array = npt.NDArray[np.float32]
 
 _FAT_HU, _FLESH_HU, _DENSE_HU = -95.0, 50.0, 90.0
-_TOUCHES_AIR_HU, _LEAST_BONE_HU = -300.0, 200.0
+_TOUCHES_AIR_HU, _LEAST_WATER_HU, _LEAST_BONE_HU = -300.0, -20.0, 200.0
 # Shares of brain, fluid and muscle by the CT number of flesh [HU], where no fat is near; see `RELAXATION`.
-_FLESH_NODES = (-60.0, -20.0, 12.0, 25.0, 30.0, 37.0, 46.0, 56.0)
+_FLESH_NODES = (-60.0, -20.0, 15.0, 23.0, 30.0, 37.0, 46.0, 56.0)
 _FLESH_SHARES = {
     "fat": (1, 0, 0, 0, 0, 0, 0, 0),
     "csf": (0, 1, 1, 0, 0, 0, 0, 0),
@@ -30,9 +30,10 @@ _FLESH_SHARES = {
 def guess_fractions(ct_hu: npt.ArrayLike, rng: np.random.Generator) -> dict[str, Array]:
     """Guesses the fraction of each tissue in each voxel of a CT, adding up to at most 1; the rest is air.
 
-    Within bone, what is less dense than its tables is marrow; at its rim the same CT number is an edge. Flesh is
-    smoothed before it is told apart, as CT noise would else pass for anatomy. How dense tables and marrow are, and
-    whether a lining lies between bone and air, is drawn.
+    Within bone, what is less dense than its tables is marrow; at its rim the same CT number is an edge. Flesh at air is
+    skin or mucosa, whatever its share of the voxel makes its CT number look like, and where some of it is less dense
+    than fluid, the rest nearby is fat and muscle in parts. How dense tables and marrow are, and whether mucosa shows
+    between bone and air, is drawn.
 
     Args:
         ct_hu: `(X, Y, Z)` `[HU]`, voxels of 1 to 2 mm.
@@ -42,7 +43,7 @@ def guess_fractions(ct_hu: npt.ArrayLike, rng: np.random.Generator) -> dict[str,
         `fat`, `csf`, `white`, `grey`, `muscle`, `marrow` and `cortex`, each `(X, Y, Z)`.
     """
     ct = np.asarray(ct_hu, dtype=np.float32)
-    table_hu, marrow_hu, lined = rng.uniform(900, 1500), rng.uniform(100, 400), rng.uniform() < 0.5
+    table_hu, marrow_hu, lined = rng.uniform(900, 1500), rng.uniform(100, 400), rng.uniform() < 0.8
     by_air = minimum_filter(ct, 3) < _TOUCHES_AIR_HU
     by_bone = maximum_filter(ct, 3) > _LEAST_BONE_HU + 100
     within_bone = minimum_filter(grey_closing(ct, size=5), 3) > _LEAST_BONE_HU
@@ -56,9 +57,9 @@ def guess_fractions(ct_hu: npt.ArrayLike, rng: np.random.Generator) -> dict[str,
     cortex = np.where(by_air, solid * edge, np.where(deep, inner, rim)).astype(np.float32)
     parts = {"cortex": cortex, "marrow": np.where(deep, 1 - inner, 0).astype(np.float32)}
     left = np.clip(solid - cortex - parts["marrow"], 0, 1)
-    fat_near = gaussian_filter(((ct > -160) & (ct < -50) & ~by_air).astype(np.float32), 2.5) > 0.05
+    fat_near = gaussian_filter(((ct > -160) & (ct < _LEAST_WATER_HU) & ~by_air).astype(np.float32), 2.5) > 0.05
     fat = np.clip((_FLESH_HU - flesh) / (_FLESH_HU - _FAT_HU), 0, 1)
-    near = {"fat": fat, "muscle": 1 - fat}
+    near = {"fat": np.where(by_air, 0, fat), "muscle": np.where(by_air, 1, 1 - fat)}  # skin and mucosa lie at air
     for name, shares in _FLESH_SHARES.items():
         share = np.where(fat_near | by_air, near.get(name, 0.0), np.interp(flesh, _FLESH_NODES, shares))
         parts[name] = (left * share).astype(np.float32)
@@ -68,16 +69,17 @@ def guess_fractions(ct_hu: npt.ArrayLike, rng: np.random.Generator) -> dict[str,
 def _flesh_around(ct: Array, by_air: npt.NDArray[np.bool_]) -> Array:
     """The CT number of flesh in and around each voxel `[HU]`; muscle's where there is none."""
     flesh = ((ct > -200) & (ct < _DENSE_HU) & ~by_air).astype(np.float32)
-    weight = gaussian_filter(flesh, 0.8)
-    return np.where(weight > 0.01, gaussian_filter(ct * flesh, 0.8) / np.maximum(weight, 0.01), _FLESH_HU)
+    weight = gaussian_filter(flesh, 0.5)
+    return np.where(weight > 0.001, gaussian_filter(ct * flesh, 0.5) / np.maximum(weight, 0.001), _FLESH_HU)
 
 
-def guess_mr(ct_hu: npt.ArrayLike, rng: np.random.Generator) -> Array:
+def guess_mr(ct_hu: npt.ArrayLike, rng: np.random.Generator, variety: float = 1.0) -> Array:
     """Draws a T1-weighted magnitude image `(X, Y, Z)` for a CT of the same shape `[HU]`, white matter at 0.3 to 1.5.
 
-    What it shows is what `guess_fractions` makes of the CT; sequence, coil falloff and noise are drawn. After the
-    domain randomisation of Billot et al., "SynthSeg", Medical Image Analysis 86, 2023.
+    What it shows is what `guess_fractions` makes of the CT; sequence, coil falloff and noise are drawn, as widely as
+    `random_mr` draws them at this `variety`. After the domain randomisation of Billot et al., "SynthSeg", Medical Image
+    Analysis 86, 2023.
     """
-    image = random_mr(guess_fractions(ct_hu, rng), rng)
+    image = random_mr(guess_fractions(ct_hu, rng), rng, variety)
     image *= np.float32(np.exp(rng.uniform(np.log(0.3), np.log(1.5))))  # where fat is bright, it sets the scale
     return add_rician_noise(image, rng.uniform(0, 0.06), rng)

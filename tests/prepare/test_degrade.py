@@ -85,6 +85,14 @@ def test_a_window_treats_all_keys_alike() -> None:
     torch.testing.assert_close(3 * window["image"], window["target"], atol=1e-4, rtol=1e-4)
 
 
+def test_a_window_without_a_size_is_the_volume_posed_anew() -> None:
+    posed = RandWindowd(["image"], None, max_turn=5.0, prob=1.0, padding="border").set_random_state(2)
+    image = volume()
+    moved = posed({"image": image})["image"]
+    assert moved.shape == image.shape
+    assert not torch.equal(moved, image)
+
+
 def test_a_window_larger_than_the_volume_is_filled_with_zeros() -> None:
     window = RandWindowd(["image"], (40, 30, 28), prob=0.0).set_random_state(0)({"image": volume() + 1})["image"]
     assert window.shape == (1, 40, 30, 28)

@@ -69,6 +69,22 @@ def test_between_air_and_bone_there_is_a_lining_or_none() -> None:
     assert {round(value, 2) for value in flesh} == {0.0, 0.76}
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_flesh_at_air_is_skin_however_little_of_the_voxel_it_fills(seed: int) -> None:
+    line = np.array([-1000.0] * 6 + [-475.0] + [-95.0] * 12, np.float32)
+    parts = guess_fractions(line[:, None, None] * np.ones((1, 12, 12), np.float32), np.random.default_rng(seed))
+    assert parts["muscle"][6, 6, 6] == pytest.approx(0.5, abs=0.01)
+    assert parts["fat"][6, 6, 6] == 0
+    assert parts["fat"][8:, 6, 6].min() > 0.95
+
+
+def test_flesh_with_fat_in_it_is_not_taken_for_fluid() -> None:
+    ct = np.tile(np.array([-30.0, 5.0, 50.0, 15.0], np.float32), 5)[:, None, None] * np.ones((1, 20, 20), np.float32)
+    parts = guess_fractions(ct, np.random.default_rng(0))
+    assert parts["csf"].max() == 0
+    assert parts["fat"][8, 10, 10] > parts["fat"][9, 10, 10] > parts["fat"][10, 10, 10]
+
+
 def test_what_was_drawn_is_found_again() -> None:
     fields = head_fields(shell_labels((48, 48, 48)), 1.0)
     rng = np.random.default_rng(3)
