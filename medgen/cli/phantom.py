@@ -14,9 +14,9 @@ def phantom(
     data: Annotated[
         Path, typer.Option(metavar="MANIFEST", help="Heads: labels, or an averaged CT with maps of its brain.")
     ] = Path("head-templates"),
-    count: Annotated[int, typer.Option(help="People of each head.", min=1)] = 4,
+    count: Annotated[int, typer.Option(help="People of each head.", min=1)] = 8,
     split: Annotated[str, typer.Option(help="`train`, `validation` or `test`.")] = "test",
-    seed: Annotated[int, typer.Option(help="Of the first person.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the first person; trainings validate on 0 and 1.")] = 100,
     variety: Annotated[
         float, typer.Option(help="From 0, typical people alone, to 1, as wide as for training.", min=0, max=1)
     ] = 0.5,

@@ -10,6 +10,7 @@ from monai.transforms import Compose, LoadImaged, Orientationd
 
 from medgen.errors import NoInputError
 from medgen.geometry import Grid
+from medgen.prepare.degrade import RandWindowd
 from medgen.prepare.draws import FixedDraws
 from medgen.prepare.head import HeadFieldsd, RandHeadd, TemplateFieldsd
 from medgen.prepare.intensity import unit_to_hu
@@ -29,24 +30,24 @@ def write_phantoms(
     manifest: Path,
     output: Path,
     *,
-    count: int = 4,
+    count: int = 8,
     split: str = "test",
-    seed: int = 0,
+    seed: int = 100,
     variety: float = 0.5,
     data_root: Path | None = None,
     listen: Callable[[Event], None] = lambda event: None,
 ) -> Cohort:
     """Draws people from every head of a split, as `output/sub-HEAD/ses-N/anat/*_T1w.nii.gz` and `*_CT.nii.gz`.
 
-    People of one head share its shape and differ in thicknesses, tissues, scanner and sequence. In
-    `output/manifest.json` they are sessions of one patient, so that no statistics count them as more.
+    People of one head share its shape, but for a pose and a gentle bend, and differ in thicknesses, tissues, scanner
+    and sequence. In `output/manifest.json` they are sessions of one patient, so that no statistics count them as more.
 
     Args:
         manifest: its cases have `head` (labels of one) or `ct`, `csf`, `grey` and `white` (an averaged head).
         output: folder.
         count: people of each head.
         split: of the manifest, and of the new one.
-        seed: of the first person; the next ones count on.
+        seed: of the first person; the next ones count on. The bundles' trainings validate on people 0 and 1.
         variety: how widely people are drawn, 0 (typical ones) to 1 (as for training).
         data_root: what the manifest's paths are relative to.
         listen: told of progress.
@@ -99,6 +100,8 @@ def draw_people(head: dict[str, str], count: int, seed: int, variety: float) -> 
         LoadImaged(roles, reader=VolumeReader, ensure_channel_first=True),
         Orientationd(roles, axcodes="RAS", labels=_AXES),
         fields,
+        # Else the surfaces of all people would lie where they lie in the labels: on the borders of voxels.
+        RandWindowd(["head"], None, max_turn=5.0, max_scale=0.05, max_bend=4.0, padding="border"),
         RandHeadd("head", variety=variety),
     ]
     return FixedDraws([head], Compose(transforms), count, seed)
