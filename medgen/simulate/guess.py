@@ -7,17 +7,17 @@ apart by CT numbers a few HU apart, and nothing is measured. It tells a network 
 
 import numpy as np
 import numpy.typing as npt
-from scipy.ndimage import gaussian_filter, grey_closing, maximum_filter, minimum_filter
+from scipy.ndimage import distance_transform_edt, gaussian_filter, grey_closing, maximum_filter, minimum_filter
 
 from medgen.simulate.head import random_mr
 from medgen.simulate.signal import AIR_HU, add_rician_noise
 
 Array = npt.NDArray[np.float32]
 
-_FAT_HU, _FLESH_HU, _DENSE_HU = -95.0, 50.0, 90.0
+_FAT_HU, _FLUID_HU, _GREY_HU, _FLESH_HU, _DENSE_HU = -95.0, 18.0, 37.0, 50.0, 90.0
 _TOUCHES_AIR_HU, _LEAST_WATER_HU, _LEAST_BONE_HU = -300.0, -20.0, 200.0
 # Shares of brain, fluid and muscle by the CT number of flesh [HU], where no fat is near; see `RELAXATION`.
-_FLESH_NODES = (-60.0, -20.0, 15.0, 23.0, 30.0, 37.0, 46.0, 56.0)
+_FLESH_NODES = (-60.0, -20.0, _FLUID_HU, 22.0, 30.0, _GREY_HU, 46.0, 56.0)
 _FLESH_SHARES = {
     "fat": (1, 0, 0, 0, 0, 0, 0, 0),
     "csf": (0, 1, 1, 0, 0, 0, 0, 0),
@@ -30,10 +30,10 @@ _FLESH_SHARES = {
 def guess_fractions(ct_hu: npt.ArrayLike, rng: np.random.Generator) -> dict[str, Array]:
     """Guesses the fraction of each tissue in each voxel of a CT, adding up to at most 1; the rest is air.
 
-    Within bone, what is less dense than its tables is marrow; at its rim the same CT number is an edge. Flesh at air is
-    skin or mucosa, whatever its share of the voxel makes its CT number look like, and where some of it is less dense
-    than fluid, the rest nearby is fat and muscle in parts. How dense tables and marrow are, and whether mucosa shows
-    between bone and air, is drawn.
+    Within bone, what is less dense than its tables is marrow; at its rim the same CT number is an edge. A voxel at an
+    edge is what lies beside it, in parts, not the tissue whose CT number the parts happen to add up to: at bone the
+    flesh next to it, at air skin or mucosa, at fluid grey matter, near fat muscle. How dense tables and marrow are, and
+    whether mucosa shows between bone and air, is drawn.
 
     Args:
         ct_hu: `(X, Y, Z)` `[HU]`, voxels of 1 to 2 mm.
@@ -47,11 +47,12 @@ def guess_fractions(ct_hu: npt.ArrayLike, rng: np.random.Generator) -> dict[str,
     by_air = minimum_filter(ct, 3) < _TOUCHES_AIR_HU
     by_bone = maximum_filter(ct, 3) > _LEAST_BONE_HU + 100
     within_bone = minimum_filter(grey_closing(ct, size=5), 3) > _LEAST_BONE_HU
-    flesh = _flesh_around(ct, by_air)
+    by_dense = maximum_filter(ct, 3) > _DENSE_HU
+    flesh = _flesh_around(ct, by_air, by_dense)
     solid = np.where(by_air, np.clip((ct - AIR_HU) / (_FLESH_HU - AIR_HU), 0, 1), 1.0)
     # Beside air, a bright edge is bone; a dim one is bone in part, or its lining.
     edge = np.float32(ct > 150) if lined else np.float32(by_bone)
-    rim = np.clip((ct - _FLESH_HU) / (table_hu - _FLESH_HU), 0, 1) * (ct > _DENSE_HU)
+    rim = np.clip((ct - flesh) / (table_hu - flesh), 0, 1) * by_dense
     inner = np.clip((ct - marrow_hu) / (table_hu - marrow_hu), 0, 1)
     deep = within_bone & (ct > _DENSE_HU) & ~by_air
     cortex = np.where(by_air, solid * edge, np.where(deep, inner, rim)).astype(np.float32)
@@ -60,17 +61,27 @@ def guess_fractions(ct_hu: npt.ArrayLike, rng: np.random.Generator) -> dict[str,
     fat_near = gaussian_filter(((ct > -160) & (ct < _LEAST_WATER_HU) & ~by_air).astype(np.float32), 2.5) > 0.05
     fat = np.clip((_FLESH_HU - flesh) / (_FLESH_HU - _FAT_HU), 0, 1)
     near = {"fat": np.where(by_air, 0, fat), "muscle": np.where(by_air, 1, 1 - fat)}  # skin and mucosa lie at air
+    by_fluid = (minimum_filter(flesh, 3) < _FLUID_HU) & (flesh > _FLUID_HU)
+    fluid = np.clip((_GREY_HU - flesh) / (_GREY_HU - _FLUID_HU), 0, 1)
+    edge_of_fluid = {"csf": fluid, "grey": 1 - fluid}
     for name, shares in _FLESH_SHARES.items():
-        share = np.where(fat_near | by_air, near.get(name, 0.0), np.interp(flesh, _FLESH_NODES, shares))
-        parts[name] = (left * share).astype(np.float32)
+        share = np.where(by_fluid, edge_of_fluid.get(name, 0.0), np.interp(flesh, _FLESH_NODES, shares))
+        parts[name] = (left * np.where(fat_near | by_air, near.get(name, 0.0), share)).astype(np.float32)
     return parts
 
 
-def _flesh_around(ct: Array, by_air: npt.NDArray[np.bool_]) -> Array:
-    """The CT number of flesh in and around each voxel `[HU]`; muscle's where there is none."""
-    flesh = ((ct > -200) & (ct < _DENSE_HU) & ~by_air).astype(np.float32)
-    weight = gaussian_filter(flesh, 0.5)
-    return np.where(weight > 0.001, gaussian_filter(ct * flesh, 0.5) / np.maximum(weight, 0.001), _FLESH_HU)
+def _flesh_around(ct: Array, by_air: npt.NDArray[np.bool_], by_dense: npt.NDArray[np.bool_]) -> Array:
+    """The CT number of flesh in each voxel, or of the nearest that is flesh alone `[HU]`; muscle's where there is none.
+
+    Smoothed a little, as CT noise would else pass for anatomy.
+    """
+    flesh = (ct > -200) & (ct < _DENSE_HU) & ~by_air & ~by_dense
+    if not flesh.any():
+        return np.full(ct.shape, _FLESH_HU, dtype=np.float32)
+    share = flesh.astype(np.float32)
+    smooth = gaussian_filter(ct * share, 0.5) / np.maximum(gaussian_filter(share, 0.5), 1e-3)
+    nearest = distance_transform_edt(~flesh, return_distances=False, return_indices=True)
+    return np.asarray(smooth[tuple(nearest)], dtype=np.float32)
 
 
 def guess_mr(ct_hu: npt.ArrayLike, rng: np.random.Generator, variety: float = 1.0) -> Array:

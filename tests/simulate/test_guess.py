@@ -78,6 +78,18 @@ def test_flesh_at_air_is_skin_however_little_of_the_voxel_it_fills(seed: int) ->
     assert parts["fat"][8:, 6, 6].min() > 0.95
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_no_brighter_tissue_stands_at_the_edges_of_fluid(seed: int) -> None:
+    """Between fluid and bone, or fluid and grey matter, every CT number in between occurs, white matter's too."""
+    line = np.array([37.0] * 7 + [27.0] + [8.0] * 5 + [28.0] + [1200.0] * 4, np.float32)
+    parts = guess_fractions(line[:, None, None] * np.ones((1, 12, 12), np.float32), np.random.default_rng(seed))
+    assert parts["white"].max() < 0.2
+    csf = parts["csf"][:, 6, 6]
+    assert csf[6] == 0 < csf[7] < csf[8] == csf[12] == 1
+    assert csf[13] == pytest.approx(1 - parts["cortex"][13, 6, 6], abs=1e-5)
+    assert 0 < parts["cortex"][13, 6, 6] < 0.05
+
+
 def test_flesh_with_fat_in_it_is_not_taken_for_fluid() -> None:
     ct = np.tile(np.array([-30.0, 5.0, 50.0, 15.0], np.float32), 5)[:, None, None] * np.ones((1, 20, 20), np.float32)
     parts = guess_fractions(ct, np.random.default_rng(0))
