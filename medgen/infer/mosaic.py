@@ -32,18 +32,13 @@ def pad_to(volume: Tensor, roi: Sequence[int], padding: str | float) -> tuple[Te
     """
     missing = [max(side - extent, 0) for side, extent in zip(roi, volume.shape[2:], strict=True)]
     inner = tuple(slice(m // 2, m // 2 + extent) for m, extent in zip(missing, volume.shape[2:], strict=True))
-    widths = [(m // 2, m - m // 2) for m in missing]
-    return pad_by(volume, widths, padding), (slice(None), slice(None), *inner)
-
-
-def pad_by(volume: Tensor, widths: Sequence[tuple[int, int]], padding: str | float) -> Tensor:
-    """Adds voxels before and after each spatial axis of `(B, C, *spatial)`, filled as in `pad_to`."""
-    if not any(map(any, widths)):
-        return volume
-    flat = [width for pair in reversed(widths) for width in pair]  # torch counts the last axis first
-    if isinstance(padding, str):
-        return functional.pad(volume, flat, mode=padding)
-    return functional.pad(volume, flat, value=padding)
+    if any(missing):
+        widths = [width for m in reversed(missing) for width in (m // 2, m - m // 2)]
+        if isinstance(padding, str):
+            volume = functional.pad(volume, widths, mode=padding)
+        else:
+            volume = functional.pad(volume, widths, value=padding)
+    return volume, (slice(None), slice(None), *inner)
 
 
 def feed(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from medgen.errors import BundleError, IntensityError
 from medgen.infer.memory import Load, batch_that_fits, fits, free_bytes, is_out_of_memory, release_memory
-from medgen.infer.mosaic import Mosaic, Window, cut_windows, feed, pad_by, pad_to
+from medgen.infer.mosaic import Mosaic, Window, cut_windows, feed, pad_to
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +51,6 @@ class WindowInferer(Inferer):  # type: ignore[misc]  # MONAI is untyped
         mirror: a spatial axis (0 is the first) along which the image is also shown mirrored, and the mean of both
             results taken: less of the network's chance, at twice the time. None shows it once. In RAS orientation,
             axis 0 is left to right, where a head nearly is its own mirror image.
-        shift: voxels by which the mirrored image is moved along the other axes. With 1, what a network that works on
-            blocks of 2 voxels makes of where its blocks happen to lie averages out, too, at no cost.
 
     Attributes:
         flags: of the last call: `("oom-backoff",)` when memory ran out on the way, else empty.
@@ -72,7 +70,6 @@ class WindowInferer(Inferer):  # type: ignore[misc]  # MONAI is untyped
         padding: str | float = 0.0,
         adapt: bool = False,
         mirror: int | None = None,
-        shift: int = 0,
     ) -> None:
         super().__init__()
         parts = overlap if isinstance(overlap, Sequence) else (overlap,)
@@ -82,8 +79,6 @@ class WindowInferer(Inferer):  # type: ignore[misc]  # MONAI is untyped
             raise ValueError(f"expected gaussian|constant and auto|fp32|bf16|fp16, got {mode} and {precision}")
         if mirror is not None and mirror < 0:
             raise ValueError(f"expected mirror to be a spatial axis from 0 on, or None, got {mirror}")
-        if shift < 0 or (shift > 0 and mirror is None):
-            raise ValueError(f"expected shift >= 0, and a mirror where it is above 0, got {shift} and {mirror}")
         if roi_multiple < 1 or (sw_batch_size is not None and sw_batch_size < 1):
             raise ValueError(f"expected roi_multiple and sw_batch_size >= 1, got {roi_multiple} and {sw_batch_size}")
         self.roi_size = roi_size
@@ -95,7 +90,6 @@ class WindowInferer(Inferer):  # type: ignore[misc]  # MONAI is untyped
         self.padding = padding
         self.adapt = adapt
         self.mirror = mirror
-        self.shift = shift
         self.flags: tuple[str, ...] = ()
         self._batches: dict[tuple[torch.device, tuple[int, ...]], int] = {}
         self._weights: dict[tuple[torch.device, tuple[int, ...]], Tensor] = {}
@@ -115,28 +109,19 @@ class WindowInferer(Inferer):  # type: ignore[misc]  # MONAI is untyped
         volume = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         device = _device_of(network, volume)
         forward = _Forward(network, device, self._dtype_on(device), args, kwargs)
-        output = self._run(volume, forward)
+        roi = self._roi_for(volume)
+        # One window needs no search for the batch that fits, which on a GPU costs a forward pass for each new size.
+        alone = len(volume) == 1 and all(n <= side for n, side in zip(volume.shape[2:], roi, strict=True))
+        load = Load(roi, int(alone), on_host=device.type == "cpu")
+        output = self._run(volume, forward, load)
         if self.mirror is not None:
-            output = (output + self._run_mirrored(volume, forward, 2 + self.mirror)) / 2
+            axis = 2 + self.mirror
+            output = (output + self._run(volume.flip(axis), forward, load).flip(axis)) / 2
         if output.device != volume.device and not (volume.is_cuda and output.device.type == "cpu"):
             output = output.to(volume.device)
         return MetaTensor(output, meta=inputs.meta) if isinstance(inputs, MetaTensor) else output
 
-    def _run_mirrored(self, volume: Tensor, forward: "_Forward", axis: int) -> Tensor:
-        widths, inner = [], []
-        for place, (extent, side) in enumerate(zip(volume.shape[2:], self._roi_for(volume), strict=True), start=2):
-            shift = 0 if place == axis else self.shift
-            before = max(side - extent, 0) // 2 + shift  # as `pad_to` would, and the shift
-            widths.append((before, -(extent + before) % self.roi_multiple) if shift else (0, 0))
-            inner.append(slice(widths[-1][0], widths[-1][0] + extent))
-        moved = pad_by(volume.flip(axis), widths, self.padding)
-        return self._run(moved, forward)[(slice(None), slice(None), *inner)].flip(axis)
-
-    def _run(self, volume: Tensor, forward: "_Forward") -> Tensor:
-        roi = self._roi_for(volume)
-        # One window needs no search for the batch that fits, which on a GPU costs a forward pass for each new size.
-        alone = len(volume) == 1 and all(n <= side for n, side in zip(volume.shape[2:], roi, strict=True))
-        load = Load(roi, int(alone), on_host=forward.device.type == "cpu")
+    def _run(self, volume: Tensor, forward: "_Forward", load: Load) -> Tensor:
         while True:
             try:
                 load = self._with_batch(load, volume, forward)

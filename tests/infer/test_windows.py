@@ -279,25 +279,6 @@ def test_memory_that_runs_out_in_the_mirrored_view_is_said_too() -> None:
     assert inferer.flags == ("oom-backoff",)
 
 
-@pytest.mark.parametrize("size", [(16, 16, 16), (13, 20, 15), (40, 17, 24), (8, 31, 9), (8, 29, 9)])
-def test_shifted_blocks_of_two_average_out(size: tuple[int, int, int]) -> None:
-    def striped(x: torch.Tensor) -> torch.Tensor:
-        return x + torch.cos(torch.pi * torch.arange(x.shape[3]))[:, None]
-
-    image = torch.rand(1, 1, *size)
-    inferer = WindowInferer(32, adapt=True, overlap=0.25, mirror=0, shift=1)
-    output = inferer(image, striped)
-    assert output.shape == image.shape
-    assert torch.allclose(output, image, atol=1e-5)
-    assert not torch.allclose(WindowInferer(32, adapt=True, mirror=0)(image, striped), image, atol=0.1)
-
-
-@pytest.mark.parametrize("wrong", [{"shift": -1, "mirror": 0}, {"shift": 1}])
-def test_a_shift_without_a_mirrored_view_is_refused(wrong: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="shift"):
-        WindowInferer(16, **wrong)
-
-
 def test_a_mirror_axis_that_is_none_is_refused() -> None:
     with pytest.raises(ValueError, match="spatial axis"):
         WindowInferer(16, mirror=-1)
