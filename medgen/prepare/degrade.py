@@ -123,6 +123,8 @@ class RandWindowd(RandomizableTransform, MapTransform):  # type: ignore[misc]
         self.randomize(None)
         result = dict(data)
         present = list(self.key_iterator(result))
+        if not present:
+            return result
         volumes = [torch.as_tensor(result[key]) for key in present]
         positions = self._positions(volumes[0].shape[1:])
         for key, volume in zip(present, volumes, strict=True):

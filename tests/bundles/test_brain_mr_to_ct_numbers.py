@@ -11,7 +11,7 @@ from medgen.run.job import manifest_pairs, predict_case
 from medgen.run.phantom import write_phantoms
 from medgen.run.protocol import find_protocol
 
-# Of two people, a quarter of the cards' eight, with 10 % for other hardware: MAE over that of the best monotone mapping.
+# Of two of the cards' eight people, with 10 % for other hardware: MAE over that of the best monotone mapping.
 CLAIMS = {"brain_mr_to_ct": 0.55, "brain_mr_to_ct_unpaired": 0.98}
 
 

@@ -93,6 +93,10 @@ def test_a_window_without_a_size_is_the_volume_posed_anew() -> None:
     assert not torch.equal(moved, image)
 
 
+def test_what_has_none_of_the_keys_passes_as_it_is() -> None:
+    assert RandWindowd(["head"], None, allow_missing_keys=True)({"image": 1}) == {"image": 1}
+
+
 def test_a_window_larger_than_the_volume_is_filled_with_zeros() -> None:
     window = RandWindowd(["image"], (40, 30, 28), prob=0.0).set_random_state(0)({"image": volume() + 1})["image"]
     assert window.shape == (1, 40, 30, 28)
