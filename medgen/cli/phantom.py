@@ -18,7 +18,7 @@ def phantom(
     split: Annotated[str, typer.Option(help="`train`, `validation` or `test`.")] = "test",
     seed: Annotated[int, typer.Option(help="Of the first person; trainings validate on 0 and 1.")] = 100,
     variety: Annotated[
-        float, typer.Option(help="From 0, typical people alone, to 1, as wide as for training.", min=0, max=1)
+        float, typer.Option(help="From 0, typical people alone, to 1, as wide as people can be.", min=0, max=1)
     ] = 0.5,
     data_root: Annotated[
         Path | None, typer.Option(help="Where the manifest's paths begin; default $MEDGEN_DATA, else its folder.")

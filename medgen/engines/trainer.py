@@ -35,6 +35,10 @@ class ImageTrainer(Trainer):  # type: ignore[misc]
             false; losses get float32; `seed`: of the epochs' random numbers, None leaves them alone; `deterministic`:
             only algorithms that give the same result again (slower); `train_handlers`: ignite handlers.
         names: further options that the subclass reads.
+
+    Raises:
+        ValueError: an option has another name.
+        DeviceError: in training, a convolution would see too few planes for bfloat16 on a CPU.
     """
 
     def __init__(
@@ -100,8 +104,9 @@ class ImageTrainer(Trainer):  # type: ignore[misc]
 def _refuse_two_planes(network: nn.Module) -> None:
     """Lets a network fail where its gradient would be wrong, and mostly finite, without anybody noticing.
 
-    oneDNN, as torch 2.13 has it, reads memory that was never written in the weight gradient of bfloat16 convolutions of
-    3x3x3 whose input has two planes along the first axis; found by comparing with float32, on a CPU with AVX-512.
+    oneDNN, as torch 2.13 has it, reads memory that was never written in the weight gradient of bfloat16 convolutions
+    whose input has two planes along the first axis; found with kernels of 3x3x3 and a stride of 1, by comparing with
+    float32 on a CPU with AVX-512. Kernels of one voxel and strides of two give what float32 gives.
     """
 
     def check(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:

@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from monai.transforms import Compose, LoadImaged, Orientationd
@@ -24,6 +25,8 @@ WHITE_MATTER = 500.0  # what the MR's unit becomes, as in a scanner's hundreds
 TEMPLATE_ROLES = ("ct", "csf", "grey", "white")
 _AXES = (("L", "R"), ("P", "A"), ("I", "S"))
 _VOXEL_MM = 1.0
+# Else the surfaces of all people would lie where they lie in the labels: on the borders of voxels.
+POSE: dict[str, Any] = {"max_turn": 5.0, "max_scale": 0.05, "max_bend": 4.0}
 
 
 def write_phantoms(
@@ -48,7 +51,7 @@ def write_phantoms(
         count: people of each head.
         split: of the manifest, and of the new one.
         seed: of the first person; the next ones count on. The bundles' trainings validate on people 0 and 1.
-        variety: how widely people are drawn, 0 (typical ones) to 1 (as for training).
+        variety: how widely people are drawn, 0 (typical ones) to 1 (as widely as people can be).
         data_root: what the manifest's paths are relative to.
         listen: told of progress.
 
@@ -100,8 +103,7 @@ def draw_people(head: dict[str, str], count: int, seed: int, variety: float) -> 
         LoadImaged(roles, reader=VolumeReader, ensure_channel_first=True),
         Orientationd(roles, axcodes="RAS", labels=_AXES),
         fields,
-        # Else the surfaces of all people would lie where they lie in the labels: on the borders of voxels.
-        RandWindowd(["head"], None, max_turn=5.0, max_scale=0.05, max_bend=4.0, padding="border"),
+        RandWindowd(["head"], None, padding="border", **POSE),
         RandHeadd("head", variety=variety),
     ]
     return FixedDraws([head], Compose(transforms), count, seed)

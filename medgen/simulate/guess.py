@@ -5,6 +5,8 @@ edge of two others. What a T1-weighted scanner makes of tissues is known up to r
 apart by CT numbers a few HU apart, and nothing is measured. It tells a network that learns without pairs what is dark.
 """
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import distance_transform_edt, gaussian_filter, grey_closing, maximum_filter, minimum_filter
@@ -43,31 +45,50 @@ def guess_fractions(ct_hu: npt.ArrayLike, rng: np.random.Generator) -> dict[str,
         `fat`, `csf`, `white`, `grey`, `muscle`, `marrow` and `cortex`, each `(X, Y, Z)`.
     """
     ct = np.asarray(ct_hu, dtype=np.float32)
-    table_hu, marrow_hu, lined = rng.uniform(900, 1500), rng.uniform(100, 400), rng.uniform() < 0.8
     by_air = minimum_filter(ct, 3) < _TOUCHES_AIR_HU
-    by_bone = maximum_filter(ct, 3) > _LEAST_BONE_HU + 100
-    within_bone = minimum_filter(grey_closing(ct, size=5), 3) > _LEAST_BONE_HU
     by_dense = maximum_filter(ct, 3) > _DENSE_HU
     flesh = _flesh_around(ct, by_air, by_dense)
     solid = np.where(by_air, np.clip((ct - AIR_HU) / (_FLESH_HU - AIR_HU), 0, 1), 1.0)
+    bone = _bone_parts(ct, flesh, solid, by_air, by_dense, rng)
+    left = np.clip(solid - bone["cortex"] - bone["marrow"], 0, 1)
+    fat_near = gaussian_filter(((ct > -160) & (ct < _LEAST_WATER_HU) & ~by_air).astype(np.float32), 2.5) > 0.05
+    soft = _soft_shares(flesh, fat_near, by_air)
+    return bone | {name: (left * share).astype(np.float32) for name, share in soft.items()}
+
+
+def _bone_parts(
+    ct: Array,
+    flesh: Array,
+    solid: npt.NDArray[Any],
+    by_air: npt.NDArray[np.bool_],
+    by_dense: npt.NDArray[np.bool_],
+    rng: np.random.Generator,
+) -> dict[str, Array]:
+    """The fractions of `cortex` and `marrow`: within bone told apart by density, at its rim and at air cortex alone."""
+    table_hu, marrow_hu, lined = rng.uniform(900, 1500), rng.uniform(100, 400), rng.uniform() < 0.8
+    by_bone = maximum_filter(ct, 3) > _LEAST_BONE_HU + 100
+    within_bone = minimum_filter(grey_closing(ct, size=5), 3) > _LEAST_BONE_HU
     # Beside air, a bright edge is bone; a dim one is bone in part, or its lining.
     edge = np.float32(ct > 150) if lined else np.float32(by_bone)
     rim = np.clip((ct - flesh) / (table_hu - flesh), 0, 1) * by_dense
     inner = np.clip((ct - marrow_hu) / (table_hu - marrow_hu), 0, 1)
     deep = within_bone & (ct > _DENSE_HU) & ~by_air
     cortex = np.where(by_air, solid * edge, np.where(deep, inner, rim)).astype(np.float32)
-    parts = {"cortex": cortex, "marrow": np.where(deep, 1 - inner, 0).astype(np.float32)}
-    left = np.clip(solid - cortex - parts["marrow"], 0, 1)
-    fat_near = gaussian_filter(((ct > -160) & (ct < _LEAST_WATER_HU) & ~by_air).astype(np.float32), 2.5) > 0.05
+    return {"cortex": cortex, "marrow": np.where(deep, 1 - inner, 0).astype(np.float32)}
+
+
+def _soft_shares(flesh: Array, fat_near: npt.NDArray[np.bool_], by_air: npt.NDArray[np.bool_]) -> dict[str, Array]:
+    """The share of each soft tissue in what is not bone, by the CT number of flesh there and by what lies beside it."""
     fat = np.clip((_FLESH_HU - flesh) / (_FLESH_HU - _FAT_HU), 0, 1)
     near = {"fat": np.where(by_air, 0, fat), "muscle": np.where(by_air, 1, 1 - fat)}  # skin and mucosa lie at air
     by_fluid = (minimum_filter(flesh, 3) < _FLUID_HU) & (flesh > _FLUID_HU)
     fluid = np.clip((_GREY_HU - flesh) / (_GREY_HU - _FLUID_HU), 0, 1)
     edge_of_fluid = {"csf": fluid, "grey": 1 - fluid}
-    for name, shares in _FLESH_SHARES.items():
-        share = np.where(by_fluid, edge_of_fluid.get(name, 0.0), np.interp(flesh, _FLESH_NODES, shares))
-        parts[name] = (left * np.where(fat_near | by_air, near.get(name, 0.0), share)).astype(np.float32)
-    return parts
+    shares = {}
+    for name, nodes in _FLESH_SHARES.items():
+        share = np.where(by_fluid, edge_of_fluid.get(name, 0.0), np.interp(flesh, _FLESH_NODES, nodes))
+        shares[name] = np.where(fat_near | by_air, near.get(name, 0.0), share)
+    return shares
 
 
 def _flesh_around(ct: Array, by_air: npt.NDArray[np.bool_], by_dense: npt.NDArray[np.bool_]) -> Array:

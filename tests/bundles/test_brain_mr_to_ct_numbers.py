@@ -4,11 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from monai.bundle import ConfigParser
 
 from medgen.run.bundle import open_bundle
 from medgen.run.evaluate import evaluate
 from medgen.run.job import manifest_pairs, predict_case
-from medgen.run.phantom import write_phantoms
+from medgen.run.phantom import POSE, write_phantoms
 from medgen.run.protocol import find_protocol
 
 # Of two of the cards' eight people, with 10 % for other hardware: MAE over that of the best monotone mapping.
@@ -43,3 +44,11 @@ def test_people_of_another_head_score_what_the_card_says(
         assert result.kind.unit == "HU"
         assert -1024 <= result.image.min() < -900
         assert result.image.max() <= 3071
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_validation_poses_people_as_the_phantoms_are(name: str) -> None:
+    folder = Path(__file__).parents[2] / "bundles" / name / "configs"
+    steps = ConfigParser.load_config_file(folder / "train.yaml")["validate"]["preprocessing"]["transforms"]
+    window = next(step for step in steps if step["_target_"].endswith("RandWindowd"))
+    assert {key: window[key] for key in POSE} == POSE
