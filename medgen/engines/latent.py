@@ -46,6 +46,9 @@ class LatentTrainer(ImageTrainer):
         average: follows the generator, or None.
         options: those of `ImageTrainer`, and `d_steps`: discriminator steps for each of the generator; 5 is usual with
             the Wasserstein objective, 1 with others.
+
+    Raises:
+        ValueError: the adversary does not play from the first epoch.
     """
 
     def __init__(
@@ -59,10 +62,16 @@ class LatentTrainer(ImageTrainer):
         average: MovingAverage | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> None:
-        self.generator, self.adversary, self.latent, self.average = generator, adversary, latent, average
+        self.generator, self.adversary, self.latent = generator, adversary, latent
         self.d_steps = int((options or {}).get("d_steps", 1))
         self._told: dict[str, float] = {"loss": 0.0, "g_loss": 0.0}
-        super().__init__(device, max_epochs, train_data_loader, [generator, adversary.player], options, ["d_steps"])
+        if not adversary.plays(1):
+            raise ValueError(
+                "expected an adversary with a weight above 0 that plays from epoch 1, as nothing else teaches the "
+                f"generator; got weight {adversary.weight} and first_epoch {adversary.first_epoch}"
+            )
+        players, averages = [generator, adversary.player], [(generator, average)]
+        super().__init__(device, max_epochs, train_data_loader, players, options, ["d_steps"], averages)
 
     def _iteration(self, engine: Engine, batchdata: Batch) -> dict[str, Any]:
         (real,) = self._to_device(batchdata, "image")
@@ -71,7 +80,7 @@ class LatentTrainer(ImageTrainer):
             with torch.no_grad():
                 fake = self.generator.network(self.latent(len(real), real.device)).float()
             told = self.adversary.learn(real, fake)
-        if int(self.state.iteration) % self.d_steps == 0:
+        if int(self.state.iteration) % self.d_steps == 0 and self.adversary.is_felt(int(self.state.epoch)):
             fake = self._move_generator(len(real))
         return {**self._told, **told, "pred": fake, "real": real}
 
@@ -80,8 +89,8 @@ class LatentTrainer(ImageTrainer):
             fake: Tensor = self.generator.network(self.latent(count, self.state.device)).float()
             g_loss = self.adversary.felt(fake)
         (pull,) = torch.autograd.grad(g_loss, fake, retain_graph=True)
-        if self.generator.step(self.adversary.weight * g_loss) and self.average is not None:
-            self.average.update(self.generator.network)
+        if self.generator.step(self.adversary.weight * g_loss):
+            self._follow(self.generator)
         loss = g_loss.item()
         self._told = {"loss": loss, "g_loss": loss, "g_pull": pull.norm().item(), "g_norm": self.generator.norm}
         return fake.detach()

@@ -52,10 +52,11 @@ class PairedTrainer(ImageTrainer):
         options: Mapping[str, Any] | None = None,
     ) -> None:
         self.generator, self.reconstruction = generator, reconstruction
-        self.adversary, self.average = adversary, average
+        self.adversary = adversary
         self.generate: Generate = (options or {}).get("generate") or (lambda source: [generator.network(source)])
         players = [generator, *([adversary.player] if adversary else [])]
-        super().__init__(device, max_epochs, train_data_loader, players, options, ["generate"])
+        averages = [(generator, average)]
+        super().__init__(device, max_epochs, train_data_loader, players, options, ["generate"], averages)
 
     def _iteration(self, engine: Engine, batchdata: Batch) -> dict[str, Any]:
         source, target, mask = self._to_device(batchdata, "image", "target", "mask")
@@ -79,8 +80,8 @@ class PairedTrainer(ImageTrainer):
             balance = gradient_norm(loss, outputs[-1]) / pull.clamp_min(1e-12)
             loss = loss + self.adversary.weight * balance * g_loss
             told = {"g_loss": g_loss.item(), "g_pull": pull.item()}
-        if self.generator.step(loss) and self.average is not None:
-            self.average.update(self.generator.network)
+        if self.generator.step(loss):
+            self._follow(self.generator)
         return outputs[-1].detach(), {"loss": loss.item(), **told, "g_norm": self.generator.norm}
 
 

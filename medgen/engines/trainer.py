@@ -12,7 +12,7 @@ from ignite.engine import Engine, Events
 from monai.engines import Trainer
 from torch import Tensor, distributed, nn
 
-from medgen.engines.player import Player
+from medgen.engines.player import MovingAverage, Player
 from medgen.errors import DeviceError
 
 Batch = Mapping[str, Any]
@@ -35,6 +35,7 @@ class ImageTrainer(Trainer):  # type: ignore[misc]
             false; losses get float32; `seed`: of the epochs' random numbers, None leaves them alone; `deterministic`:
             only algorithms that give the same result again (slower); `train_handlers`: ignite handlers.
         names: further options that the subclass reads.
+        averages: which player each moving average follows, None for one that nothing follows.
 
     Raises:
         ValueError: an option has another name.
@@ -49,12 +50,13 @@ class ImageTrainer(Trainer):  # type: ignore[misc]
         players: Sequence[Player],
         options: Mapping[str, Any] | None = None,
         names: Sequence[str] = (),
+        averages: Sequence[tuple[Player, MovingAverage | None]] = (),
     ) -> None:
         chosen = dict(options or {})
         known = ("amp", "seed", "deterministic", "train_handlers", *names)
         if unknown := sorted(set(chosen) - set(known)):
             raise ValueError(f"expected options {', '.join(known)}, got {', '.join(unknown)}")
-        self.players = list(players)
+        self.players, self.averages = list(players), list(averages)
         self.half = _half(chosen.get("amp", False))
         self.seed: int | None = chosen.get("seed")
         if chosen.get("deterministic", False):
@@ -90,7 +92,14 @@ class ImageTrainer(Trainer):  # type: ignore[misc]
 
     def _flush(self, engine: Engine) -> None:
         for player in self.players:
-            player.flush()
+            if player.flush():
+                self._follow(player)
+
+    def _follow(self, player: Player) -> None:
+        """Lets the moving average of a player that has moved come after it."""
+        for followed, average in self.averages:
+            if followed is player and average is not None:
+                average.update(player.network)
 
     def _to_device(self, batch: Batch, *keys: str) -> list[Tensor]:
         """Images as plain tensors: slicing a batch of MetaTensors compares their histories, and can fail."""

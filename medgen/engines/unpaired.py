@@ -130,7 +130,8 @@ class UnpairedTrainer(ImageTrainer):
     ) -> None:
         self.forth, self.back, self.rules = forth, back, rules or CycleRules()
         players = [p for d in (forth, back) for p in (d.generator, d.adversary.player)]
-        super().__init__(device, max_epochs, train_data_loader, players, options)
+        averages = [(d.generator, d.average) for d in (forth, back)]
+        super().__init__(device, max_epochs, train_data_loader, players, options, averages=averages)
         back.generator.scaler = forth.generator.scaler  # one loss moves both
 
     def _iteration(self, engine: Engine, batchdata: Batch) -> dict[str, Any]:
@@ -191,12 +192,11 @@ class UnpairedTrainer(ImageTrainer):
         told = {"loss": loss.item(), "g_loss": felt.item(), "cycle_loss": cycle.item(), **pull}
         return fake_b.float().detach(), fake_a.float().detach(), told | {"g_norm": self.forth.generator.norm}
 
-    @staticmethod
-    def _step(directions: list[Direction], loss: Tensor) -> None:
+    def _step(self, directions: list[Direction], loss: Tensor) -> None:
         moved = move([direction.generator for direction in directions], loss)
         for direction, did in zip(directions, moved, strict=True):
-            if did and direction.average is not None:
-                direction.average.update(direction.generator.network)
+            if did:
+                self._follow(direction.generator)
 
     def _noisy(self, image: Tensor) -> Tensor:
         return image if self.rules.noise == 0 else image + self.rules.noise * torch.randn_like(image)

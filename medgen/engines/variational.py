@@ -62,10 +62,10 @@ class VariationalTrainer(ImageTrainer):
         self.adversary = adversary
         self.kl_weight, self.kl_warmup = float(chosen.get("kl_weight", 1.0)), int(chosen.get("kl_warmup", 0))
         self.read: Encode = chosen.get("read", reconstruct_dense)
-        self.average: MovingAverage | None = chosen.get("average")
         players = [autoencoder, *([adversary.player] if adversary else [])]
         names = ["kl_weight", "kl_warmup", "read", "average"]
-        super().__init__(device, max_epochs, train_data_loader, players, options, names)
+        averages: list[tuple[Player, MovingAverage | None]] = [(autoencoder, chosen.get("average"))]
+        super().__init__(device, max_epochs, train_data_loader, players, options, names, averages)
 
     def _iteration(self, engine: Engine, batchdata: Batch) -> dict[str, Any]:
         (image,) = self._to_device(batchdata, "image")
@@ -90,8 +90,8 @@ class VariationalTrainer(ImageTrainer):
             pull = gradient_norm(g_loss, made)
             loss = loss + self.adversary.weight * gradient_norm(error, made) / pull.clamp_min(1e-12) * g_loss
             told |= {"g_loss": g_loss.item(), "g_pull": pull.item()}
-        if self.autoencoder.step(loss) and self.average is not None:
-            self.average.update(self.autoencoder.network)
+        if self.autoencoder.step(loss):
+            self._follow(self.autoencoder)
         return made.detach(), told | {"loss": loss.item(), "g_norm": self.autoencoder.norm}
 
     def _kl_weight(self) -> float:

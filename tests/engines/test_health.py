@@ -125,7 +125,9 @@ def test_slow_halves_the_rate_of_the_discriminator() -> None:
 def test_rollback_returns_to_the_last_healthy_epoch() -> None:
     trainer = gan((1e-3, 1e-3), penalty=partial(r1_penalty, weight=1.0), epochs=8)
     players = {"generator": trainer.generator, "discriminator": trainer.adversary.player}
-    monitor = HealthMonitor("rollback", [trainer.adversary.player.optimizer], players, patience=100, every=25)
+    monitor = HealthMonitor(
+        "rollback", [trainer.adversary.player.optimizer], players, patience=100, every=25, window=200
+    )
     ends: dict[int, Tensor] = {}
     after: list[Tensor] = []
 
@@ -170,8 +172,64 @@ def test_an_epoch_that_is_still_ill_is_not_kept_as_healthy() -> None:
     )
     trainer.run()
     assert len(monitor.findings) >= 2  # it goes on being ill
-    kept = torch.cat([p.flatten() for p in monitor._healthy["generator"]["network"].values()])
+    _, state = monitor._healthy[-1]
+    kept = torch.cat([p.flatten() for p in state["generator"]["network"].values()])
     assert any(torch.equal(kept, ends[epoch]) for epoch in (1, 2))
+
+
+class Clock:
+    """Something with a state: the iteration."""
+
+    def __init__(self) -> None:
+        self.iteration = 0
+        self.returned_to: list[int] = []
+
+    def state_dict(self) -> dict[str, int]:
+        return {"iteration": self.iteration}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.returned_to.append(state["iteration"])
+
+
+def _played(begins: int, iterations: int, monitor: HealthMonitor, clock: Clock, ill: str) -> None:
+    """Epochs of 50 iterations that are healthy up to one of them."""
+    draw = torch.Generator().manual_seed(1)
+
+    def iterate(engine: Engine, batch: int) -> dict[str, object]:
+        clock.iteration = int(engine.state.iteration)
+        sick = clock.iteration > begins and not clock.returned_to
+        real = torch.randn(4, 1, 4, 4, generator=draw)
+        spread = 0.0 if sick and ill == "collapse" else 1.0
+        pull = 1e-4 if sick and ill == "vanishing" else 1.0
+        fake = spread * torch.randn(4, 1, 4, 4, generator=draw)
+        return {"loss": 1.0, "g_pull": pull, "d_accuracy": 1.0, "pred": fake, "real": real}
+
+    engine = Engine(iterate)
+    monitor.attach(engine)
+    engine.run(range(50), max_epochs=iterations // 50)
+
+
+@pytest.mark.parametrize("ill", ["vanishing", "collapse"])
+@pytest.mark.parametrize("begins", [1000, 3000])
+def test_a_late_failure_is_found_soon_and_rolled_back_to_before_it_began(ill: str, begins: int) -> None:
+    clock = Clock()
+    monitor = HealthMonitor("rollback", checkpoint={"clock": clock})
+    _played(begins, begins + 600, monitor, clock, ill)
+    assert [finding.ailment for finding in monitor.findings] == [ill]
+    assert monitor.findings[0].iteration <= begins + 400
+    assert len(clock.returned_to) == 1
+    assert begins - 400 <= clock.returned_to[0] <= begins
+
+
+def test_a_resumed_watch_finds_what_one_that_never_stopped_finds() -> None:
+    whole, first, second = HealthMonitor(), HealthMonitor(), HealthMonitor()
+    _played(500, 900, whole, Clock(), "collapse")
+    _played(500, 600, first, Clock(), "collapse")
+    second.load_state_dict(first.state_dict())
+    assert not first.findings
+    _played(0, 300, second, Clock(), "collapse")
+    assert {finding.ailment for finding in whole.findings} == ailments(second) == {"collapse"}
+    assert second._seen == whole._seen
 
 
 def _weights(player: Player) -> Tensor:

@@ -1,12 +1,14 @@
 """Images of noise: batches of equal size, discriminator steps, and a ring that is learned."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
+from ignite.engine import Events
 from torch import Tensor, nn
 
-from medgen.engines.latent import NormalLatent
+from medgen.engines.latent import LatentTrainer, NormalLatent
 from medgen.engines.symptoms import mean_distance
 from medgen.losses.adversarial import wasserstein_d_loss, wasserstein_g_loss
 from medgen.losses.penalty import gradient_penalty, r1_penalty
@@ -72,3 +74,19 @@ def test_the_same_seed_gives_the_same_training() -> None:
     second.run()
     for a, b in zip(first.generator.network.parameters(), second.generator.network.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_a_generator_waits_out_its_judges_head_start_and_is_never_left_without_one() -> None:
+    trainer = gan(epochs=2, data=ring(8, 10))
+    trainer.adversary.head_start = 1
+    ends: list[Tensor] = [_weights(trainer)]
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda engine: ends.append(_weights(trainer)))
+    trainer.run()
+    assert torch.equal(ends[0], ends[1])
+    assert not torch.equal(ends[1], ends[2])
+    with pytest.raises(ValueError, match="first_epoch 3"):
+        LatentTrainer("cpu", 1, [], trainer.generator, replace(trainer.adversary, first_epoch=3), NormalLatent([4]))
+
+
+def _weights(trainer: LatentTrainer) -> Tensor:
+    return torch.cat([p.detach().flatten().clone() for p in trainer.generator.network.parameters()])

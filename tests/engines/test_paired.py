@@ -56,6 +56,16 @@ def make(weight: float = 0.5, first_epoch: int = 1, epochs: int = 1) -> PairedTr
     return PairedTrainer("cpu", epochs, batches(), player, absolute, adversary, MovingAverage(network, 0.9))
 
 
+def test_the_average_follows_a_step_that_an_epoch_ends_with() -> None:
+    trainer = make(weight=0.0)
+    trainer.generator.accumulate = 4  # more than an epoch has
+    before, average = weights(trainer), trainer.averages[0][1]
+    trainer.run()
+    assert not torch.equal(weights(trainer), before)
+    assert average.steps == 1
+    assert not torch.equal(torch.cat([p.flatten() for p in average.network.parameters()]), before)
+
+
 def weights(trainer: PairedTrainer) -> Tensor:
     return torch.cat([p.detach().flatten() for p in trainer.generator.network.parameters()])
 
@@ -151,7 +161,7 @@ def test_a_resumed_training_equals_an_uninterrupted_one(tmp_path: Path) -> None:
             "optimizer": trainer.generator.optimizer,
             "discriminator": rival.network,
             "d_optimizer": rival.optimizer,
-            "average": trainer.average,
+            "average": trainer.averages[0][1],
             "trainer": trainer,
         }
 
@@ -163,7 +173,7 @@ def test_a_resumed_training_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     resumed.run()
     assert resumed.state.iteration == whole.state.iteration == 12
     assert torch.equal(weights(resumed), weights(whole))
-    average = zip(resumed.average.network.parameters(), whole.average.network.parameters(), strict=True)
+    average = zip(*(t.averages[0][1].network.parameters() for t in (resumed, whole)), strict=True)
     assert all(torch.equal(a, b) for a, b in average)
 
 
