@@ -135,6 +135,11 @@ def average_over_ranks(parameters: Sequence[nn.Parameter]) -> None:
             start += p.numel()
 
 
+def on_device(network: nn.Module, device: torch.device | str) -> nn.Module:
+    """Moves a network of 3D convolutions to a device, its weights channels last: what convolutions there want."""
+    return network.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload, no-any-return]
+
+
 @contextmanager
 def frozen(network: nn.Module) -> Iterator[None]:
     """Keeps gradients out of a network that is only looked through: saves their time, and they cannot pile up."""

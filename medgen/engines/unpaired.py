@@ -137,15 +137,15 @@ class UnpairedTrainer(ImageTrainer):
     def _iteration(self, engine: Engine, batchdata: Batch) -> dict[str, Any]:
         for player in self.players:
             player.network.train()
+        if "image" not in batchdata and int(self.state.max_epochs or 0) > self.rules.guess_epochs:
+            raise NoInputError(
+                f"expected batches with image, as epochs after {self.rules.guess_epochs} learn from the cycle, got "
+                f"{', '.join(batchdata)}; let the dataset give both sides, or let all epochs learn from guesses"
+            )
         (b,) = self._to_device(batchdata, "target")
         guess = self._to_device(batchdata, "guess")[0] if self.rules.guess_weight > 0 else None
         if guess is not None and self.state.epoch <= self.rules.guess_epochs:
             return {**self._learn_guess(guess, b), "real": b}
-        if "image" not in batchdata:
-            raise NoInputError(
-                f"expected batches with image after {self.rules.guess_epochs} epochs of guesses, got "
-                f"{', '.join(batchdata)}; let the dataset give both sides"
-            )
         (a,) = self._to_device(batchdata, "image")
         fake_b, fake_a, told = self._move_generators(a, b, guess)
         told |= self._teach(self.back, a, fake_a)

@@ -102,7 +102,9 @@ def score_ct(prediction: npt.ArrayLike, truth: npt.ArrayLike, body: npt.ArrayLik
 def score_item(
     prediction: npt.ArrayLike, item: Mapping[str, npt.ArrayLike], hu_per_unit: float = 1000.0
 ) -> dict[str, float]:
-    """Scores a prediction against an item's `target`, in its `body` where it has one, as `medgen train` asks.
+    """Scores a prediction against an item's `target`, as `medgen train` asks.
+
+    It is compared in the item's `body`, or in the one that the target shows, and of it where `mask` is above 0.5.
 
     Args:
         prediction: `(X, Y, Z)`, in the unit of the target.
@@ -110,7 +112,10 @@ def score_item(
         hu_per_unit: of both, with 0 for water; 1 where they are in HU.
     """
     images = [np.asarray(image, dtype=np.float32) * hu_per_unit for image in (prediction, item["target"])]
-    score = score_ct(images[0], images[1], item.get("body"))
+    body = item.get("body")
+    if "mask" in item:  # a target need not cover all of the source
+        body = (body_mask(images[1]) if body is None else np.asarray(body) > 0) & (np.asarray(item["mask"]) > 0.5)
+    score = score_ct(images[0], images[1], body)
     names = ("mae_hu", "psnr_db", "ssim", "bone_dice", "air_dice")
     return {name: float(getattr(score, name)) for name in names}
 

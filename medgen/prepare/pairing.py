@@ -123,6 +123,8 @@ class RegisterToSourced(MapTransform):  # type: ignore[misc]
             (within one, interpolation costs more sharpness than the motion is worth); a background of exactly 0 stays
             so. Without it, such images are left as they are.
         outside: what lies beyond an image that is put onto another grid: -1000 for a CT.
+        mask_key: where to write which voxels of the source the moved images cover, 1 or 0; a mask that is there is put
+            onto the source's grid and loses the rest. What lies beyond a CT's field of view is not known to be air.
         allow_missing_keys: pass over what is not there.
     """
 
@@ -132,15 +134,17 @@ class RegisterToSourced(MapTransform):  # type: ignore[misc]
         source_key: str = "image",
         align: bool = False,
         outside: float = 0.0,
+        mask_key: str | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.source_key, self.align, self.outside = source_key, align, outside
+        self.source_key, self.align, self.outside, self.mask_key = source_key, align, outside, mask_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Registers what does not yet lie on the source's grid, and with `align` what does."""
         result = dict(data)
         source = result.get(self.source_key)
+        covered: npt.NDArray[np.bool_] | None = None
         for key in self.key_iterator(result):
             if source is None:
                 if self.allow_missing_keys:
@@ -148,14 +152,37 @@ class RegisterToSourced(MapTransform):  # type: ignore[misc]
                 raise KeyError(self.source_key)
             if _grid(result[key]).differs_from(_grid(source)):
                 fixed, moving = _image(source), _image(result[key])
-                volume: npt.NDArray[np.float32] | None = resample(moving, fixed, register(fixed, moving), self.outside)
+                motion = register(fixed, moving)
+                volume: npt.NDArray[np.float32] | None = resample(moving, fixed, motion, self.outside)
+                inside = _covered(moving, fixed, motion)
+                covered = inside if covered is None else covered & inside
             elif self.align:
                 volume = _aligned(_image(source), _image(result[key]))
             else:
                 continue
             if volume is not None:
                 result[key] = MetaTensor(torch.from_numpy(volume)[None], affine=source.affine.clone())
+        if self.mask_key is not None and source is not None:
+            self._write_mask(result, source, covered)
         return result
+
+    def _write_mask(
+        self, result: dict[Hashable, Any], source: MetaTensor, covered: npt.NDArray[np.bool_] | None
+    ) -> None:
+        known = result.get(self.mask_key)
+        if known is not None:
+            still = sitk.Transform(3, sitk.sitkIdentity)
+            inside = from_sitk(sitk.Resample(_image(known), _image(source), still, sitk.sitkNearestNeighbor, 0.0)) > 0.5
+            covered = inside if covered is None else covered & inside
+        mask = np.ones(source.shape[1:], np.float32) if covered is None else covered.astype(np.float32)
+        result[self.mask_key] = MetaTensor(torch.from_numpy(mask)[None], affine=source.affine.clone())
+
+
+def _covered(moving: sitk.Image, fixed: sitk.Image, motion: sitk.Transform) -> npt.NDArray[np.bool_]:
+    """Which voxels of `fixed` lie within the field of view of `moving`."""
+    view = sitk.Image(moving.GetSize(), sitk.sitkFloat32) + 1
+    view.CopyInformation(moving)
+    return from_sitk(sitk.Resample(view, fixed, motion, sitk.sitkLinear, 0.0, sitk.sitkFloat32)) > 0.5
 
 
 def _aligned(fixed: sitk.Image, moving: sitk.Image) -> npt.NDArray[np.float32] | None:

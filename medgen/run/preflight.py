@@ -32,7 +32,12 @@ class Check:
 
 
 def check_items(
-    items: Sequence[Mapping[str, Any]], *, registers: bool, paired: bool = True, voxels: int = 4
+    items: Sequence[Mapping[str, Any]],
+    *,
+    registers: bool,
+    paired: bool = True,
+    voxels: int = 8,
+    ranges: Mapping[str, Sequence[float]] | None = None,
 ) -> list[Check]:
     """Checks that the files of a datalist exist, that pairs lie on one grid, and that values are usable.
 
@@ -40,9 +45,14 @@ def check_items(
         items: with paths by role, or with volumes (nothing to check then but values).
         registers: the preprocessing registers pairs itself, so that grids may differ.
         paired: `target` belongs to the same item's `image`; unpaired lists need no common grid.
-        voxels: items whose voxels are read too; grids of all are read from headers.
+        voxels: items, spread over the list, whose voxels are read too; grids of all are read from headers.
+        ranges: by role, two values that an image reaches on both sides (1st and 99th percentile), else it is wrong: a
+            CT that is not in HU.
     """
     checks = [Check("items", f"{len(items)}, of {len(_patients(items))} patients", wrong=len(items) == 0)]
+    read = set(np.linspace(0, len(items) - 1, min(voxels, len(items))).astype(int).tolist())
+    if 0 < len(read) < len(items):
+        checks.append(Check("values", f"read of {len(read)} of the {len(items)} items"))
     for number, item in enumerate(items):
         roles = {role: item[role] for role in ROLES if isinstance(item.get(role), str)}
         gone = [Check(_name(path), "is not there", wrong=True) for path in roles.values() if not Path(path).exists()]
@@ -51,8 +61,8 @@ def check_items(
             continue
         try:
             grids = {role: _grid(Path(path)) for role, path in roles.items()}
-            if number < voxels:
-                checks += [_value_check(path) for path in roles.values()]
+            if number in read:
+                checks += [_value_check(path, (ranges or {}).get(role)) for role, path in roles.items()]
         except MedgenError as error:
             checks.append(Check(_name(next(iter(roles.values()))), str(error), wrong=True))
             continue
@@ -101,11 +111,16 @@ def _grid_checks(name: str, grids: Mapping[str, Grid], *, registers: bool) -> li
     return [Check(name, f"lies on another grid than its image: {difference}; register it first", wrong=True)]
 
 
-def _value_check(path: str) -> Check:
+def _value_check(path: str, reaches: Sequence[float] | None) -> Check:
     values = _voxels(Path(path))
     low, high = np.percentile(values[..., ::2, ::2, ::2], [1, 99])
-    flat = float(values.min()) == float(values.max())
-    return Check(_name(path), f"values {low:.4g} to {high:.4g} (1st and 99th percentile)", wrong=flat)
+    found = f"values {low:.4g} to {high:.4g} (1st and 99th percentile)"
+    if reaches is not None and not (low < reaches[0] and high > reaches[1]):
+        asked = (
+            f"expected values from below {reaches[0]:g} to above {reaches[1]:g}; is it what its role says, and in HU?"
+        )
+        return Check(_name(path), f"{found}, {asked}", wrong=True)
+    return Check(_name(path), found, wrong=float(values.min()) == float(values.max()))
 
 
 def _voxels(path: Path) -> npt.NDArray[np.float32]:

@@ -82,7 +82,8 @@ def plan_training(request: TrainRequest) -> list[Check]:
     """
     _, parser = open_training(request)
     items = _parsed(parser, "train::dataset::data")
-    checks = check_items(items, registers=registers_pairs(parser.get()), paired=not _unpaired(parser))
+    ranges = parser.get("ranges", None)
+    checks = check_items(items, registers=registers_pairs(parser.get()), paired=not _unpaired(parser), ranges=ranges)
     if "validate::dataset::data" in parser:
         held_out = _parsed(parser, "validate::dataset::data")
         checks += check_items(held_out, registers=True, voxels=0) if held_out else []
@@ -154,6 +155,7 @@ class Watch:
     def _starts(self, engine: Engine) -> None:
         if not self._begun:  # not when the engine starts: a checkpoint is loaded then, and with it the epoch
             self._begun, self._since = True, time.perf_counter()
+            self._told = len(self.monitor.findings) if self.monitor else 0  # those of the checkpoint were told
             self.listen(self._event("begin"))
 
     def _iterated(self, engine: Engine) -> None:

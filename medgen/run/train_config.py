@@ -1,6 +1,9 @@
 """A bundle's training config with what the command line changes in it."""
 
 import difflib
+import inspect
+import os
+import pydoc
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +14,7 @@ import yaml
 from monai.bundle import ConfigParser
 
 from medgen.errors import BundleError, UntrustedError
-from medgen.read.manifest import find_data_root, find_manifest
+from medgen.read.manifest import DATA_ROOT_VARIABLE, find_data_root, find_manifest
 from medgen.run.catalog import BundleFolder, find_bundle
 from medgen.run.trust_code import CONFIG_SUFFIXES, list_code, load_config
 
@@ -70,7 +73,7 @@ def open_training(request: TrainRequest) -> tuple[BundleFolder, ConfigParser]:
     parser = ConfigParser()
     parser.read_config(path)
     settings = {"bundle_root": str(entry.folder), "output_dir": str(request.output.absolute())}
-    if request.data_root is not None or request.data is not None:
+    if request.data_root is not None or request.data is not None or os.environ.get(DATA_ROOT_VARIABLE):
         settings["dataset_dir"] = str(_data_root(request).absolute())
     for name, value in settings.items():
         parser[name] = value
@@ -90,7 +93,7 @@ def _config_path(entry: BundleFolder, name: str) -> Path:
 
 def _data_root(request: TrainRequest) -> Path:
     if request.data is None:
-        return request.data_root or Path()
+        return request.data_root or Path(os.environ[DATA_ROOT_VARIABLE])
     return find_data_root(find_manifest(request.data), request.data_root)
 
 
@@ -116,13 +119,28 @@ def _apply(parser: ConfigParser, change: str) -> None:
     if not equals:
         raise BundleError(f"expected --set key=value, got {change}")
     name = name.replace("#", "::").replace(".", "::")
-    if name not in parser:
+    if name not in parser and not _is_argument(parser, name):
         near = difflib.get_close_matches(name, _ids(parser.get()), n=3, cutoff=0.5)
         hint = f"; did you mean {' or '.join(near)}" if near else ""
         raise BundleError(f"expected --set to name something in the config, got {name}{hint}")
     value = yaml.safe_load(text)
     # YAML 1.1 takes 1e-3, which everybody writes, for a word.
     parser[name] = float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
+
+
+def _is_argument(parser: ConfigParser, name: str) -> bool:
+    """Says whether a name that the config does not have is an argument of a component that it has, left to its default.
+
+    Within a component, in a mapping such as `options`, anything may be: the component knows what it takes.
+    """
+    parent, _, argument = name.rpartition("::")
+    if not parent or not isinstance(found := parser.get(parent, None), dict):
+        return False
+    if "_target_" not in found:
+        owner = parent.rpartition("::")[0]
+        return owner in parser and isinstance(parser[owner], dict) and "_target_" in parser[owner]
+    target = pydoc.locate(str(found["_target_"]))
+    return callable(target) and argument in inspect.signature(target).parameters
 
 
 def _ids(config: Any, prefix: str = "") -> list[str]:  # noqa: ANN401 - JSON

@@ -128,7 +128,12 @@ def shell_heads(
 
 
 def start(
-    trainer: Engine, items: Sequence[Any], checkpoint: Mapping[str, Any], output_dir: str, resume_from: str = ""
+    trainer: Engine,
+    items: Sequence[Any],
+    checkpoint: Mapping[str, Any],
+    output_dir: str,
+    resume_from: str = "",
+    watchers: Mapping[str, Any] | None = None,
 ) -> None:
     """Trains, writing a checkpoint every few epochs from which a later call continues as if it had not stopped.
 
@@ -138,13 +143,16 @@ def start(
         checkpoint: everything with a state: networks, optimizers, schedule, average.
         output_dir: where `checkpoint_epoch=N.pt` goes.
         resume_from: a checkpoint to continue from; empty to begin.
+        watchers: handlers with a state that goes into the checkpoint: the validator and the health monitor.
 
     Raises:
         NoInputError: there is nothing to train on.
     """
     if len(items) == 0:
         raise NoInputError("expected training pairs in the data folder, found none; check dataset_dir")
-    states = {**checkpoint, "trainer": trainer}
+    for watcher in (watchers or {}).values():
+        watcher.attach(trainer)
+    states = {**checkpoint, **(watchers or {}), "trainer": trainer}
     CheckpointSaver(
         output_dir, states, save_interval=CHECKPOINT_EPOCHS, n_saved=CHECKPOINTS_KEPT, epoch_level=True
     ).attach(trainer)

@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from ignite.engine import Engine, Events
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
+from medgen.engines.player import across_ranks
 from medgen.write.atomic import atomic_text, atomic_write
 from medgen.write.sheet import write_sheet
 
@@ -25,8 +26,8 @@ _SHOWN = 4
 class Validator:
     """An ignite handler that predicts every validation case after some epochs, scores it and writes what it saw.
 
-    Writes `validation.csv` (a row a case and epoch), `samples/epoch-N.png` and, whenever the mean of `key` has
-    improved, `best.pt`.
+    Of the processes of `torchrun` the first does it alone. Writes `validation.csv` (a row a case and epoch),
+    `samples/epoch-N.png` and, whenever the mean of `key` has improved, `best.pt`.
 
     Args:
         network: to measure: the one that will be kept, such as the moving average.
@@ -64,7 +65,11 @@ class Validator:
     def __call__(self, engine: Engine) -> None:
         """Measures, if it is time."""
         epoch = int(engine.state.epoch)
-        if len(self.dataset) == 0 or (epoch % self.interval and epoch != int(engine.state.max_epochs or 0)):
+        if (
+            _rank() > 0
+            or len(self.dataset) == 0
+            or (epoch % self.interval and epoch != int(engine.state.max_epochs or 0))
+        ):
             return
         device = engine.state.device
         sheet: list[list[npt.NDArray[np.float32]]] = []
@@ -114,6 +119,10 @@ class Validator:
             self.best, self.best_means = value, dict(means)
             with atomic_write(self.folder / BEST) as part:
                 torch.save(self.network.state_dict(), part)
+
+
+def _rank() -> int:
+    return distributed.get_rank() if across_ranks() else 0
 
 
 def _means(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -306,3 +306,15 @@ def test_training_starts_on_pairs_as_monai_label_starts_it(bundle: Path, tmp_pat
     assert len(held_out) >= 1
     state = torch.load(tmp_path / "out" / "model.pt", weights_only=True)
     assert state.keys() == parser.get_parsed_content("network").state_dict().keys()
+    assert (tmp_path / "out" / "validation.csv").read_text().count("\n") == 1 + len(held_out)
+    assert parser.get_parsed_content("health").summary()["g_norm"] > 0  # it watched
+
+
+def test_the_schedule_and_the_adversary_follow_a_shorter_training(bundle: Path) -> None:
+    """MONAI Label sets the trainer's epochs alone; `--set max_epochs` all that follows from it."""
+    for key in ("max_epochs", "train#trainer#max_epochs"):
+        parser = _workflow(bundle, "train", "train", **{key: 20}).parser
+        assert parser.get_parsed_content("train#trainer#max_epochs") == 20
+        for name in ("adversary_first_epoch", "guess_epochs"):
+            if name in parser:
+                assert 10 <= parser.get_parsed_content(name) <= 17

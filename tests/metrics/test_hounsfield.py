@@ -83,6 +83,8 @@ def test_an_items_body_is_used(head: np.ndarray) -> None:
     part[12:] = True
     wrong = head + 50 * (~part)
     assert score_item(wrong, {"target": head, "body": part & body_mask(head)})["mae_hu"] == 0
+    assert score_item(wrong, {"target": head, "mask": part.astype(np.float32)})["mae_hu"] == 0  # beyond the CT's view
+    assert score_item(wrong, {"target": head})["mae_hu"] > 10
 
 
 def test_no_order_keeping_mapping_is_nearer_than_the_best(head: np.ndarray) -> None:

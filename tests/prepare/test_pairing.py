@@ -53,6 +53,24 @@ def test_a_pair_on_one_grid_is_left_alone() -> None:
     assert RegisterToSourced("target")(item)["target"] is item["target"]
 
 
+def test_what_a_target_does_not_cover_is_told_from_what_is_empty_in_it() -> None:
+    """A CT whose field of view ends in the middle of the MR: below it is not air, but nothing known."""
+    x, y, z = GRID.shape
+    half, cut = Grid((x, y, z // 2), GRID.affine), T2[:, :, : z // 2]
+    known = np.ones(GRID.shape, np.float32)
+    known[:5] = 0
+    item = {"image": tensor(T1, GRID), "target": tensor(cut, half), "mask": tensor(known, GRID)}
+    result = RegisterToSourced("target", outside=-1000.0, mask_key="mask")(item)
+    mask = result["mask"][0].numpy()
+    assert set(np.unique(mask)) == {0, 1}
+    assert mask[:5].max() == 0
+    assert mask[5:, :, : z // 2 - 3].mean() > 0.98
+    assert mask[:, :, z // 2 + 3 :].max() == 0
+    assert (result["target"][0].numpy()[:, :, z // 2 + 3 :] == -1000).all()
+    whole = RegisterToSourced("target", mask_key="mask")({"image": tensor(T1, GRID), "target": tensor(T2, GRID)})
+    assert whole["mask"].min() == 1
+
+
 def test_a_patient_who_moved_is_brought_back() -> None:
     """The T2 carries headers that are wrong by a known shift; registered, it agrees with the truth again."""
     shift = (5.0, -4.0, 3.0)

@@ -63,6 +63,22 @@ def test_what_is_missing_constant_or_no_image_is_named(tmp_path: Path) -> None:
     assert [Path(name).name for name in wrong] == ["gone.nii.gz", "flat.nii.gz", "text.nii.gz"]
 
 
+def test_a_ct_that_is_not_in_hu_is_wrong_wherever_in_the_list_it_stands(tmp_path: Path) -> None:
+    names = [f"{n}.nii.gz" for n in range(20)]
+    for name in names:
+        nib.save(
+            nib.Nifti1Image(np.linspace(-1000, 1500, 336).reshape(6, 7, 8).astype(np.float32), np.eye(4)),
+            tmp_path / name,
+        )
+    items = [{"target": str(tmp_path / name), "patient": name} for name in names]
+    items[-1]["target"] = volume(tmp_path / "scaled.nii.gz")  # 0 to 335
+    checks = check_items(items, registers=True, ranges={"target": [-300, 150]})
+    (wrong,) = [check for check in checks if check.wrong]
+    assert wrong.what.endswith("scaled.nii.gz")
+    assert "expected values from below -300 to above 150" in wrong.finding
+    assert [check.finding for check in checks if check.what == "values"] == ["read of 8 of the 20 items"]
+
+
 def test_labels_and_zipped_files_are_checked_too(tmp_path: Path) -> None:
     volume(tmp_path / "labels.nii")
     with zipfile.ZipFile(tmp_path / "labels.nii.zip", "w") as archive:
@@ -190,6 +206,27 @@ def test_nothing_to_train_on_starts_nothing(tmp_path: Path) -> None:
 def test_numbers_are_numbers_however_they_are_written(tmp_path: Path, text: str, value: object) -> None:
     _, parser = open_training(TrainRequest(BUNDLE, tmp_path, changes=(f"learning_rate={text}",)))
     assert parser["learning_rate"] == value
+
+
+@pytest.mark.parametrize(
+    "change", ["generator.accumulate=2", "adversary.flip=0.1", "train.trainer.options.deterministic=true"]
+)
+def test_arguments_that_a_config_leaves_to_their_defaults_can_be_set(tmp_path: Path, change: str) -> None:
+    _, parser = open_training(TrainRequest("brain_mr_to_ct", tmp_path, changes=(change,)))
+    name, _, value = change.partition("=")
+    assert str(parser[name.replace(".", "::")]).lower() == value
+
+
+@pytest.mark.parametrize("change", ["generator.acumulate=2", "rival.nothing.deeper=1"])
+def test_what_no_component_takes_is_refused(tmp_path: Path, change: str) -> None:
+    with pytest.raises(BundleError, match="something in the config"):
+        open_training(TrainRequest("brain_mr_to_ct", tmp_path, changes=(change,)))
+
+
+def test_the_variable_says_where_the_data_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEDGEN_DATA", str(tmp_path / "data"))
+    _, parser = open_training(TrainRequest("brain_mr_to_ct", tmp_path / "run"))
+    assert parser["dataset_dir"] == str(tmp_path / "data")
 
 
 def test_a_manifest_that_is_not_there_is_named(tmp_path: Path) -> None:
