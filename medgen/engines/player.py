@@ -117,6 +117,11 @@ def across_ranks() -> bool:
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
+def rank() -> int:
+    """Returns which of several processes this one is, from 0; 0 alone."""
+    return distributed.get_rank() if across_ranks() else 0
+
+
 def average_over_ranks(parameters: Sequence[nn.Parameter]) -> None:
     """Averages gradients over the processes of `torchrun`, so that all ranks take the same step; alone, does nothing.
 

@@ -12,7 +12,7 @@ from ignite.engine import Engine, Events
 from monai.engines import Trainer
 from torch import Tensor, distributed, nn
 
-from medgen.engines.player import MovingAverage, Player
+from medgen.engines.player import MovingAverage, Player, rank
 from medgen.errors import DeviceError
 
 Batch = Mapping[str, Any]
@@ -80,8 +80,7 @@ class ImageTrainer(Trainer):  # type: ignore[misc]
     def _begin_epoch(self, engine: Engine) -> None:
         epoch = int(engine.state.epoch)
         if self.seed is not None:
-            rank = distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
-            seed = (self.seed * 1_000_003 + epoch * 1009 + rank) % 2**32
+            seed = (self.seed * 1_000_003 + epoch * 1009 + rank()) % 2**32
             # Not MONAI's set_determinism: it also turns off cuDNN's choice of the fastest algorithm.
             torch.manual_seed(seed)
             np.random.seed(seed)  # MONAI's transforms draw from the global state

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from ignite.engine import Engine, Events
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
-from medgen.engines.player import across_ranks
+from medgen.engines.player import rank
 from medgen.write.atomic import atomic_text, atomic_write
 from medgen.write.sheet import write_sheet
 
@@ -66,7 +66,7 @@ class Validator:
         """Measures, if it is time."""
         epoch = int(engine.state.epoch)
         if (
-            _rank() > 0
+            rank() > 0
             or len(self.dataset) == 0
             or (epoch % self.interval and epoch != int(engine.state.max_epochs or 0))
         ):
@@ -119,10 +119,6 @@ class Validator:
             self.best, self.best_means = value, dict(means)
             with atomic_write(self.folder / BEST) as part:
                 torch.save(self.network.state_dict(), part)
-
-
-def _rank() -> int:
-    return distributed.get_rank() if across_ranks() else 0
 
 
 def _means(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
