@@ -49,7 +49,10 @@ def check_items(
         ranges: by role, two values that an image reaches on both sides (1st and 99th percentile), else it is wrong: a
             CT that is not in HU.
     """
-    checks = [Check("items", f"{len(items)}, of {len(_patients(items))} patients", wrong=len(items) == 0)]
+    checks = [Check("items", f"{len(items)}, of {len(_patients(items))} patients")]
+    if not items:
+        told = "expected some to train on, got none; --data-root (or MEDGEN_DATA) is where the manifests' paths begin"
+        checks = [Check("items", told, wrong=True)]
     read = set(np.linspace(0, len(items) - 1, min(voxels, len(items))).astype(int).tolist())
     if 0 < len(read) < len(items):
         checks.append(Check("values", f"read of {len(read)} of the {len(items)} items"))
