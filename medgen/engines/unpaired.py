@@ -78,8 +78,9 @@ class CycleRules:
             anatomy and swap it back. None leaves it out.
         anatomy_weight: of it.
         anchor_weight: of the directions' anchors.
-        guess_weight: of `cycle_loss` between a target and the translation of a guess at its source, where batches have
+        guess_weight: of `guess_loss` between a target and the translation of a guess at its source, where batches have
             one; see `medgen.simulate.guess`.
+        guess_loss: of (translation, target); None for `cycle_loss`.
         guess_epochs: epochs at the start in which the forward generator learns from guesses alone, at a fraction of the
             time: the cycle then starts near where it shall end.
         guess_back: in these epochs the backward generator learns to make guesses of targets, too. Of many scanners that
@@ -95,6 +96,7 @@ class CycleRules:
     anatomy_weight: float = 1.0
     anchor_weight: float = 1.0
     guess_weight: float = 0.0
+    guess_loss: ImageLoss | None = None
     guess_epochs: int = 0
     guess_back: bool = False
     noise: float = 0.0
@@ -168,7 +170,8 @@ class UnpairedTrainer(ImageTrainer):
         """The translation of a guess, and its weighed distance from the target."""
         with self._autocast():
             translation = self.forth(guess).float()
-        return translation, self.rules.guess_weight * self.rules.cycle_loss(translation, b)
+        distance = self.rules.guess_loss or self.rules.cycle_loss
+        return translation, self.rules.guess_weight * distance(translation, b)
 
     def _move_generators(self, a: Tensor, b: Tensor, guess: Tensor | None) -> tuple[Tensor, Tensor, dict[str, float]]:
         with self._autocast():

@@ -1,5 +1,7 @@
 """Voxelwise agreement in a mask, after an affine match of intensities where the target's scale is arbitrary."""
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 
@@ -50,3 +52,36 @@ class MaskedReconstructionLoss(nn.Module):
         difference = mask * (prediction - target)
         total = mask.sum().clamp_min(1.0)
         return (difference.abs().sum() + self.squared * difference.square().sum()) / total
+
+
+class StretchedLoss(nn.Module):
+    """Another loss after a window of values was stretched, so that small differences within it weigh more.
+
+    In a CT, fluid and brain are 30 HU apart while bone varies by hundreds, and its noise drowns what tells soft tissues
+    apart. The stretch is monotone, so what is best for L1, the median, stays what it was.
+
+    Args:
+        loss: of (prediction, target) or (prediction, target, mask).
+        low: where the window begins, in the target's units.
+        high: where it ends.
+        gain: slope within it; outside, 1.
+
+    Source: the scale is that of Cormack units, Rorden et al., NeuroImage 61:957, 2012, with less gain.
+
+    Example:
+        >>> import torch
+        >>> loss = StretchedLoss(torch.nn.L1Loss(), low=-0.15, high=0.1, gain=3.0)
+        >>> round(float(loss(torch.tensor([0.0]), torch.tensor([0.03]))), 3)
+        0.09
+    """
+
+    def __init__(self, loss: Callable[..., Tensor], low: float = -0.15, high: float = 0.1, gain: float = 3.0) -> None:
+        super().__init__()
+        self.loss, self.low, self.high, self.gain = loss, low, high, gain
+
+    def forward(self, prediction: Tensor, target: Tensor, *mask: Tensor) -> Tensor:
+        """Returns the scalar loss of `(B, 1, X, Y, Z)` tensors, computed in float32."""
+        return self.loss(self._stretch(prediction.float()), self._stretch(target.float()), *mask)
+
+    def _stretch(self, x: Tensor) -> Tensor:
+        return x + (self.gain - 1) * (x - self.low).clamp(0, self.high - self.low)

@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.transforms import MapTransform, Randomizable
+from monai.transforms import MapTransform, Randomizable, RandomizableTransform
 
 from medgen.geometry import spacing_mm
 from medgen.prepare.intensity import hu_to_unit, unit_to_hu
 from medgen.simulate.guess import guess_mr
-from medgen.simulate.head import Person, head_fields, head_fractions, random_ct, random_mr
+from medgen.simulate.head import Person, head_fields, head_fractions, random_ct, random_mr, shrink_brain
 from medgen.simulate.signal import add_rician_noise
 from medgen.simulate.template import cormack_to_hu, halve_voxels, template_labels
 
@@ -78,6 +78,43 @@ class TemplateFieldsd(MapTransform):  # type: ignore[misc]
         labels = template_labels(cormack_to_hu(volumes[self.ct_key]), maps)
         fields = head_fields(labels, spacing / 2**halvings)
         result[self.fields_key] = torch.from_numpy(fields.astype(np.float16))
+        return result
+
+
+class RandShrunkBraind(RandomizableTransform, MapTransform):  # type: ignore[misc]
+    """Widens the fluid between brain and skull in fields `(6, X, Y, Z)`, as `medgen.simulate.head.shrink_brain` does.
+
+    Args:
+        keys: fields, cut and deformed or not.
+        voxel_mm: of the fields.
+        max_gap_mm: the widest gap, on average over a head; from 0 on, all are as likely.
+        prob: share of heads that are changed.
+        allow_missing_keys: pass items without fields on as they are.
+    """
+
+    def __init__(
+        self,
+        keys: str | list[str],
+        voxel_mm: float = 1.0,
+        max_gap_mm: float = 8.0,
+        prob: float = 0.5,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        RandomizableTransform.__init__(self, prob)
+        MapTransform.__init__(self, keys, allow_missing_keys)
+        self.voxel_mm, self.max_gap_mm = voxel_mm, max_gap_mm
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Shrinks the brain, or leaves it."""
+        result = dict(data)
+        self.randomize(None)
+        if not self._do_transform:
+            return result
+        for key in self.key_iterator(result):
+            rng = np.random.default_rng(int(self.R.randint(2**31 - 1)))
+            fields = torch.as_tensor(result[key]).float().numpy()
+            gap_mm = float(rng.uniform(0, self.max_gap_mm))
+            result[key] = torch.from_numpy(shrink_brain(fields, gap_mm, rng, self.voxel_mm))
         return result
 
 

@@ -224,6 +224,29 @@ def head_fractions(
     return parts
 
 
+def shrink_brain(
+    fields: npt.ArrayLike, gap_mm: float, rng: np.random.Generator, voxel_mm: float = 1.0, uneven: float = 0.5
+) -> Array:
+    """Returns fields `(6, X, Y, Z)` of the same head with less brain: next to bone, fluid takes its place.
+
+    The space between brain and skull is wide in the old and nearly absent in the young; a labelled head has one width.
+
+    Args:
+        fields: as `head_fields` makes them.
+        gap_mm: how far from bone there is no brain, on average.
+        rng: for where the gap is wider or narrower.
+        voxel_mm: size of a voxel, over which a border is blurred.
+        uneven: standard deviation of the gap over its mean; it changes over some 30 mm.
+    """
+    changed = np.array(fields, dtype=np.float32)
+    white, grey, csf, bone = (FIELDS.index(name) for name in ("white", "grey", "csf", "bone_mm"))
+    gap = gap_mm * (1 + uneven * smooth_noise(changed.shape[1:], 30.0 / voxel_mm, rng))
+    fluid = np.clip(0.5 + (gap + changed[bone]) / voxel_mm, 0, 1) * (gap > 0)
+    changed[csf] += fluid * (changed[white] + changed[grey])
+    changed[[white, grey]] *= 1 - fluid
+    return changed
+
+
 def _skull(bone: Array, person: Person, rng: np.random.Generator, voxel_mm: float) -> Array:
     """The depth within a person's own bone `[mm]`: thicker here, thinner there, and missing where it is open."""
     skull = bone + person.thicker_mm + person.uneven_mm * smooth_noise(bone.shape, 25.0 / voxel_mm, rng)

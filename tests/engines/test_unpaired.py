@@ -168,6 +168,15 @@ def test_a_guess_at_the_source_is_translated_and_held_against_the_target() -> No
     assert engine.state.output["loss"] == pytest.approx(3 * abs(2 * 0.5 - 3))
 
 
+def test_a_guess_may_be_judged_by_a_loss_of_its_own() -> None:
+    forth, back = direction(2.0, weight=0.0), direction(0.25, weight=0.0)
+    rules = CycleRules(cycle_weight=0.0, identity_weight=0.0, guess_weight=3.0, guess_loss=torch.nn.functional.mse_loss)
+    guesses = [{**batch, "guess": torch.full((2, 1, 2, 2, 2), 0.5)} for batch in batches()]
+    engine = UnpairedTrainer("cpu", 1, guesses, forth, back, rules, {"seed": 1})
+    engine.run()
+    assert engine.state.output["loss"] == pytest.approx(3 * (2 * 0.5 - 3) ** 2)
+
+
 def test_in_the_first_epochs_guesses_alone_are_learnt() -> None:
     forth, back = direction(2.0, rate=0.1), direction(0.25, rate=0.1)
     guesses = [{**batch, "guess": torch.full((2, 1, 2, 2, 2), 0.5)} for batch in batches()]

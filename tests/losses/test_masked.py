@@ -7,7 +7,7 @@ from skimage.metrics import structural_similarity
 from torch import Tensor
 
 from medgen.losses.chain import ChainLoss, masked_pool
-from medgen.losses.reconstruction import MaskedReconstructionLoss, match_affine
+from medgen.losses.reconstruction import MaskedReconstructionLoss, StretchedLoss, match_affine
 from medgen.losses.structure import MaskedSSIMLoss
 
 SHAPE = (2, 1, 12, 14, 16)
@@ -87,6 +87,31 @@ def test_ssim_of_a_whole_image_is_that_of_scikit_image_away_from_the_border() ->
     ours = 1 - loss(a, b, everywhere)
     assert ours.item() == pytest.approx(float(expected.mean()), abs=5e-3)  # the borders are padded differently
     assert loss(a, a, everywhere).item() == pytest.approx(0, abs=1e-5)
+
+
+def test_a_stretched_loss_weighs_what_lies_in_the_window_more() -> None:
+    plain = MaskedReconstructionLoss(matched=0.0, squared=0.0)
+    stretched = StretchedLoss(plain, low=-0.15, high=0.1, gain=3.0)
+    mask = torch.ones(1, 1, 2, 2, 2)
+
+    def loss(prediction: float, target: float) -> float:
+        return float(stretched(mask * prediction, mask * target, mask))
+
+    assert loss(0.0, 0.03) == pytest.approx(3 * 0.03, abs=1e-6)
+    assert loss(1.2, 0.7) == pytest.approx(0.5, abs=1e-6)
+    assert loss(-1.0, -0.8) == pytest.approx(0.2, abs=1e-6)
+    assert loss(0.0, 0.3) == pytest.approx(3 * 0.1 + 0.2, abs=1e-6)
+
+
+def test_what_is_best_for_l1_stays_best_when_stretched() -> None:
+    torch.manual_seed(0)
+    target = torch.cat([0.04 + 0.01 * torch.randn(60), 0.8 + 0.2 * torch.randn(41)])
+    guesses = target.sort().values
+    best = {
+        name: min(guesses, key=lambda guess: float(loss(guess.expand_as(target), target)))
+        for name, loss in (("plain", torch.nn.L1Loss()), ("stretched", StretchedLoss(torch.nn.L1Loss())))
+    }
+    assert best["plain"] == best["stretched"] == target.median()
 
 
 def test_pooling_averages_the_target_over_the_mask_only() -> None:

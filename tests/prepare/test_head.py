@@ -6,7 +6,7 @@ from monai.data import MetaTensor
 from monai.transforms import Compose
 
 from medgen.prepare.degrade import RandWindowd
-from medgen.prepare.head import HeadFieldsd, RandGuessd, RandHeadd, TemplateFieldsd
+from medgen.prepare.head import HeadFieldsd, RandGuessd, RandHeadd, RandShrunkBraind, TemplateFieldsd
 from medgen.simulate.head import LABELS
 
 
@@ -93,6 +93,19 @@ def test_people_of_little_variety_have_bones_more_alike() -> None:
 
     alike, unlike = bone_shares(0.0), bone_shares(1.0)
     assert alike.std() < 0.7 * unlike.std()
+
+
+def test_some_brains_are_shrunken_as_the_seed_says() -> None:
+    fields = HeadFieldsd("fields")({"fields": labels()})["fields"]
+    shrink = RandShrunkBraind("fields", prob=0.5).set_random_state(seed=0)
+    fluid = torch.stack([shrink({"fields": fields})["fields"][2].float().sum() for _ in range(20)])
+    changed = fluid > fields[2].float().sum() + 1
+    assert 4 <= int(changed.sum()) <= 16
+    assert len(fluid[changed].unique()) == int(changed.sum())
+    again = RandShrunkBraind("fields", prob=0.5).set_random_state(seed=0)
+    assert torch.equal(fluid, torch.stack([again({"fields": fields})["fields"][2].float().sum() for _ in range(20)]))
+    always = RandShrunkBraind("fields", prob=1.0, allow_missing_keys=True)
+    assert always({"image": fields}).keys() == {"image"}
 
 
 def test_a_guess_lies_beside_each_ct_and_hangs_on_the_seed() -> None:

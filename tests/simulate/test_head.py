@@ -13,6 +13,7 @@ from medgen.simulate.head import (
     head_fractions,
     random_ct,
     random_mr,
+    shrink_brain,
     signed_depth_mm,
     smooth_noise,
 )
@@ -83,6 +84,26 @@ def test_a_thicker_skull_has_more_bone_and_no_less_brain(fields: np.ndarray) -> 
     )
     assert sum(thick[n].sum() for n in ("cortex", "marrow")) > 1.2 * sum(thin[n].sum() for n in ("cortex", "marrow"))
     assert thick["white"].sum() == pytest.approx(thin["white"].sum(), rel=1e-4)
+
+
+def test_a_shrunken_brain_leaves_fluid_beside_the_bone_and_nothing_else_changes(
+    labels: np.ndarray, fields: np.ndarray
+) -> None:
+    shrunken = shrink_brain(fields, 8.0, np.random.default_rng(0), 2.0, uneven=0.0)
+    brain, fluid = fields[:2].sum(axis=0), fields[2]
+    assert shrunken[:3].sum(axis=0) == pytest.approx(brain + fluid, abs=1e-5)
+    assert np.array_equal(shrunken[3:], fields[3:])
+    from_bone = -fields[FIELDS.index("bone_mm")]
+    inside = np.isin(labels, [LABELS[name] for name in ("white", "grey", "csf")])
+    assert shrunken[2][inside & (from_bone < 6)].min() > 0.99
+    assert np.array_equal(shrunken[:, inside & (from_bone > 10)], fields[:, inside & (from_bone > 10)])
+
+
+def test_a_gap_varies_over_the_head_and_none_is_none(fields: np.ndarray) -> None:
+    assert np.array_equal(shrink_brain(fields, 0.0, np.random.default_rng(0), 2.0), fields)
+    even, uneven = (shrink_brain(fields, 6.0, np.random.default_rng(3), 2.0, uneven=u) for u in (0.0, 0.5))
+    assert (even[2] > uneven[2] + 0.5).any()
+    assert (uneven[2] > even[2] + 0.5).any()
 
 
 @pytest.mark.parametrize("seed", range(6))
