@@ -154,11 +154,12 @@ class RandHeadd(Randomizable, MapTransform):  # type: ignore[misc]
             fields = torch.as_tensor(result.pop(key)).float().numpy()
             rng = np.random.default_rng(int(self.R.randint(2**31 - 1)))
             fractions = head_fractions(fields, Person.draw(rng, self.variety), rng, self.voxel_mm)
-            image = random_mr(fractions, rng, self.variety) * np.float32(rng.uniform(1 - self.scale, 1 + self.scale))
+            image = random_mr(fractions, rng, self.variety, self.voxel_mm)
+            image *= np.float32(rng.uniform(1 - self.scale, 1 + self.scale))
             if rng.uniform() > 0.2:
                 image = add_rician_noise(image, float(rng.uniform(0, self.noise)), rng)
             result[self.image_key] = torch.from_numpy(image)[None]
-            result[self.target_key] = torch.from_numpy(hu_to_unit(random_ct(fractions, rng)))[None]
+            result[self.target_key] = torch.from_numpy(hu_to_unit(random_ct(fractions, rng, self.voxel_mm)))[None]
         if self.image_key in result and "mask" not in result:
             result["mask"] = torch.ones_like(torch.as_tensor(result[self.image_key]))
         return result
@@ -171,14 +172,20 @@ class RandGuessd(Randomizable, MapTransform):  # type: ignore[misc]
         keys: CT `(1, X, Y, Z)` as `hu_to_unit` scales it.
         guess_key: where the guess goes, same shape.
         variety: how widely scanners are drawn, 0 to 1; see `random_mr`.
+        voxel_mm: of the CT.
         allow_missing_keys: pass items without CT on as they are.
     """
 
     def __init__(
-        self, keys: str | list[str], guess_key: str = "guess", variety: float = 1.0, allow_missing_keys: bool = False
+        self,
+        keys: str | list[str],
+        guess_key: str = "guess",
+        variety: float = 1.0,
+        voxel_mm: float = 1.0,
+        allow_missing_keys: bool = False,
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
-        self.guess_key, self.variety = guess_key, variety
+        self.guess_key, self.variety, self.voxel_mm = guess_key, variety, voxel_mm
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Draws the guess."""
@@ -186,5 +193,5 @@ class RandGuessd(Randomizable, MapTransform):  # type: ignore[misc]
         for key in self.key_iterator(result):
             rng = np.random.default_rng(int(self.R.randint(2**31 - 1)))
             ct = unit_to_hu(torch.as_tensor(result[key])[0].float().numpy())
-            result[self.guess_key] = torch.from_numpy(guess_mr(ct, rng, self.variety))[None]
+            result[self.guess_key] = torch.from_numpy(guess_mr(ct, rng, self.variety, self.voxel_mm))[None]
         return result

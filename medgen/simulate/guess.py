@@ -105,13 +105,13 @@ def _flesh_around(ct: Array, by_air: npt.NDArray[np.bool_], by_dense: npt.NDArra
     return np.asarray(smooth[tuple(nearest)], dtype=np.float32)
 
 
-def guess_mr(ct_hu: npt.ArrayLike, rng: np.random.Generator, variety: float = 1.0) -> Array:
+def guess_mr(ct_hu: npt.ArrayLike, rng: np.random.Generator, variety: float = 1.0, voxel_mm: float = 1.0) -> Array:
     """Draws a T1-weighted magnitude image `(X, Y, Z)` for a CT of the same shape `[HU]`, white matter at 0.3 to 1.5.
 
     What it shows is what `guess_fractions` makes of the CT; sequence, coil falloff and noise are drawn, as widely as
-    `random_mr` draws them at this `variety`. After the domain randomisation of Billot et al., "SynthSeg", Medical Image
-    Analysis 86, 2023.
+    `random_mr` draws them at this `variety` for voxels of `voxel_mm`. After the domain randomisation of Billot et al.,
+    "SynthSeg", Medical Image Analysis 86, 2023.
     """
-    image = random_mr(guess_fractions(ct_hu, rng), rng, variety)
+    image = random_mr(guess_fractions(ct_hu, rng), rng, variety, voxel_mm)
     image *= np.float32(np.exp(rng.uniform(np.log(0.3), np.log(1.5))))  # where fat is bright, it sets the scale
     return add_rician_noise(image, rng.uniform(0, 0.06), rng)

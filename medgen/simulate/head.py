@@ -256,12 +256,15 @@ def _skull(bone: Array, person: Person, rng: np.random.Generator, voxel_mm: floa
     return np.asarray(skull, dtype=np.float32)
 
 
-def random_mr(fractions: Mapping[str, Array], rng: np.random.Generator, variety: float = 1.0) -> Array:
+def random_mr(
+    fractions: Mapping[str, Array], rng: np.random.Generator, variety: float = 1.0, voxel_mm: float = 1.0
+) -> Array:
     """Returns a T1-weighted magnitude image of a random scanner, white matter near 1.
 
     Sequence, fat suppression, chemical shift, coil falloff, texture and display curve are drawn; noise and thick slices
     come after it. Fat suppression and display curves, unusual on T1 of the head, are the rarer and the milder the
-    smaller the `variety`.
+    smaller the `variety`. Shift, falloff and texture are drawn in millimetres: voxels of `voxel_mm` show the same head
+    less finely, not another one.
     """
     tissues = {**RELAXATION[float(rng.choice([1.5, 3.0]))], **_MORE}
     signal = _random_sequence(tissues, rng)
@@ -272,26 +275,26 @@ def random_mr(fractions: Mapping[str, Array], rng: np.random.Generator, variety:
     water, fat = np.zeros(shape, dtype=np.float32), np.zeros(shape, dtype=np.float32)
     for name, fraction in fractions.items():
         level = signal(_jittered(tissues[name], rng)) * gains.get(name, 1.0)
-        texture = 1 + rng.uniform(0.02, 0.12) * smooth_noise(shape, rng.uniform(2.0, 6.0), rng)
+        texture = 1 + rng.uniform(0.02, 0.12) * smooth_noise(shape, rng.uniform(2.0, 6.0) / voxel_mm, rng)
         image = fat if name == "fat" else water
         image += np.float32(level) * fraction * texture
-    image = water + _shifted(fat, rng)
-    falloff = np.exp(rng.uniform(0.0, 0.35) * smooth_noise(shape, rng.uniform(50.0, 120.0), rng))
+    image = water + _shifted(fat, rng, voxel_mm)
+    falloff = np.exp(rng.uniform(0.0, 0.35) * smooth_noise(shape, rng.uniform(50.0, 120.0) / voxel_mm, rng))
     unit = np.maximum(image * falloff / signal(tissues["white"]), 0.0)
     return np.asarray(unit ** (1 + variety * (rng.uniform(0.75, 1.3) - 1)), dtype=np.float32)
 
 
-def _shifted(fat: Array, rng: np.random.Generator) -> Array:
-    """Moves what fat signals along the frequency axis, as low bandwidth does, by up to two voxels."""
+def _shifted(fat: Array, rng: np.random.Generator, voxel_mm: float) -> Array:
+    """Moves what fat signals along the frequency axis, as low bandwidth does, by up to two millimetres."""
     if rng.uniform() < 0.5:
         return fat
-    axis, distance = int(rng.integers(3)), float(rng.uniform(-2.0, 2.0))
+    axis, distance = int(rng.integers(3)), float(rng.uniform(-2.0, 2.0)) / voxel_mm
     whole = int(np.floor(distance))
     near, far = np.roll(fat, whole, axis), np.roll(fat, whole + 1, axis)
     return np.asarray(near + np.float32(distance - whole) * (far - near), dtype=np.float32)
 
 
-def random_ct(fractions: Mapping[str, Array], rng: np.random.Generator) -> Array:
+def random_ct(fractions: Mapping[str, Array], rng: np.random.Generator, voxel_mm: float = 1.0) -> Array:
     """Returns CT numbers `[HU]` of a random person: tissues vary by place and person, bone most."""
     tissues = {**RELAXATION[1.5], **_MORE}
     # HU, one standard deviation: from person to person, and from place to place.
@@ -301,7 +304,7 @@ def random_ct(fractions: Mapping[str, Array], rng: np.random.Generator) -> Array
     image = np.full(shape, AIR_HU, dtype=np.float32)
     for name, fraction in fractions.items():
         person = tissues[name].hu + persons.get(name, 3.0) * rng.normal()
-        hu = person + places.get(name, 5.0) * smooth_noise(shape, rng.uniform(4.0, 15.0), rng)
+        hu = person + places.get(name, 5.0) * smooth_noise(shape, rng.uniform(4.0, 15.0) / voxel_mm, rng)
         image += fraction * (hu - AIR_HU).astype(np.float32)
     return image
 

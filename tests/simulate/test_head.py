@@ -124,6 +124,20 @@ def test_ct_tells_bone_air_and_fat_and_mr_has_white_above_grey(
     assert np.median(mr[fractions["cortex"] > 0.9]) < 0.35 * core["white"]
 
 
+def test_fat_is_shifted_by_millimetres_whatever_the_voxels() -> None:
+    fat = np.zeros((24, 24, 24), np.float32)
+    fat[10:14, 10:14, 10:14] = 1
+
+    def shift(seed: int, voxel_mm: float) -> float:
+        image = random_mr({"fat": fat}, np.random.default_rng(seed), 0.0, voxel_mm)
+        return max(abs(float((image * axis).sum() / image.sum()) - 11.5) for axis in np.indices(fat.shape))
+
+    fine, coarse = (np.array([shift(seed, mm) for seed in range(16)]) for mm in (1.0, 2.0))
+    assert 1.2 < fine.max() < 2.2
+    assert coarse.max() < 1.2
+    assert (fine < 0.2).any()  # not all scanners shift
+
+
 def test_another_draw_is_another_person(fields: np.ndarray) -> None:
     first, second = (
         random_ct(head_fractions(fields, Person.draw(r), r, 2.0), r) for r in map(np.random.default_rng, (1, 2))
