@@ -27,8 +27,8 @@ def test_directions_are_kept() -> None:
 def test_convolutions_and_the_rest_are_told_apart() -> None:
     network = nn.Sequential(nn.Conv3d(1, 16, 3), nn.Conv3d(16, 16, 3), nn.Conv3d(16, 1, 3))
     orthogonal, rest = Muon(network).param_groups
-    assert [p.shape for p in orthogonal["params"]] == [network[0].weight.shape, network[1].weight.shape]
-    assert len(rest["params"]) == 4
+    assert [p.shape for p in orthogonal["params"]] == [network[1].weight.shape]  # neither the stem nor the head
+    assert len(rest["params"]) == 5
 
 
 def test_a_step_does_not_depend_on_the_size_of_the_gradient() -> None:
@@ -38,10 +38,24 @@ def test_a_step_does_not_depend_on_the_size_of_the_gradient() -> None:
         network = nn.Conv3d(16, 16, 3, bias=False)
         before = network.weight.detach().clone()
         network.weight.grad = scale * torch.randn_like(network.weight)
-        Muon(network, lr=0.1).step()
+        Muon(network, lr=0.1, weight_decay=0.0).step()
         moved.append(network.weight.detach() - before)
     torch.testing.assert_close(moved[0], moved[1], rtol=1e-3, atol=1e-5)
     assert torch.linalg.matrix_norm(moved[0].flatten(1), 2) == pytest.approx(0.1, rel=0.3)
+
+
+def test_weights_grow_without_end_unless_they_decay() -> None:
+    def largest(weight_decay: float, steps: int) -> float:
+        torch.manual_seed(4)
+        network = nn.Conv3d(16, 16, 1, bias=False)
+        optimizer = Muon(network, lr=0.1, weight_decay=weight_decay)
+        for _ in range(steps):
+            network.weight.grad = torch.randn_like(network.weight)
+            optimizer.step()
+        return float(torch.linalg.matrix_norm(network.weight.detach().flatten(1), 2))
+
+    assert largest(0.0, 400) > 1.5 * largest(0.0, 100)
+    assert largest(1.0, 400) < 1.1 * largest(1.0, 100)
 
 
 def test_the_rest_follows_adam() -> None:
