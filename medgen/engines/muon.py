@@ -35,8 +35,7 @@ class Muon(torch.optim.Optimizer):
     16, and convolutions of an image of one channel, go to Adam.
 
     Orthogonal steps let all singular values of a weight grow with every step. Weights that grow leave biases behind,
-    and where features are normalised a step then changes ever less: after some hundred epochs a network learns no more,
-    and tells the edge of a dark region but not that it is dark. Decay holds them.
+    and where features are normalised a step then changes ever less. Decay holds them.
 
     Args:
         network: whose parameters to move.
