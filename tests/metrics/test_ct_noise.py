@@ -1,0 +1,74 @@
+"""The noise power spectrum against noise whose spectrum is known."""
+
+import numpy as np
+import pytest
+
+from medgen.errors import GeometryError, IntensityError
+from medgen.metrics.ct_noise import noise_power, noise_power_distance, uniform_regions
+
+
+def test_white_noise_has_flat_power_of_variance_times_area() -> None:
+    noise = np.random.default_rng(0).normal(0, 12.0, (40, 64, 64))
+    found = noise_power(noise, 0.7)
+    assert np.allclose(found.power, 12.0**2 * 0.7**2, rtol=0.2)
+    assert found.power.mean() == pytest.approx(12.0**2 * 0.7**2, rel=0.02)
+    assert found.frequency[0] == pytest.approx(2 / (64 * 0.7))
+    assert found.frequency[-1] == pytest.approx(0.5 / 0.7)
+
+
+def test_the_integral_of_power_is_the_variance() -> None:
+    rng = np.random.default_rng(1)
+    noise = rng.normal(0, 1, (30, 64, 64))
+    noise = (noise + np.roll(noise, 1, 1) + np.roll(noise, 1, 2) + np.roll(noise, (1, 1), (1, 2))) * 5.0
+    found = noise_power(noise, 0.5)
+    step = found.frequency[1] - found.frequency[0]
+    integral = (2 * np.pi * found.frequency * found.power * step).sum()
+    assert integral == pytest.approx(noise.var(), rel=0.1)
+
+
+def test_slopes_and_offsets_are_not_noise() -> None:
+    x, y = np.meshgrid(np.arange(64.0), np.arange(64.0), indexing="ij")
+    assert noise_power((100 + 3 * x - 2 * y)[None], 1.0).power.max() < 1e-18
+    noise = np.random.default_rng(2).normal(0, 5, (64, 64))
+    assert np.allclose(noise_power((noise + 40 + x)[None], 1.0).power, noise_power(noise[None], 1.0).power)
+
+
+def test_the_distance_is_relative() -> None:
+    noise = np.random.default_rng(3).normal(0, 5, (10, 64, 64))
+    reference = noise_power(noise, 1.0)
+    assert noise_power_distance(reference, reference) == 0.0
+    assert noise_power_distance(noise_power(noise * 0, 1.0), reference) == pytest.approx(1.0)
+    assert noise_power_distance(noise_power(noise * 2**0.5, 1.0), reference) == pytest.approx(1.0)
+    with pytest.raises(GeometryError, match="one grid"):
+        noise_power_distance(noise_power(noise, 0.5), reference)
+
+
+def test_coarse_grain_has_the_lower_mean_frequency() -> None:
+    fine = np.random.default_rng(4).normal(0, 5, (10, 64, 64))
+    coarse = fine + np.roll(fine, 1, 1) + np.roll(fine, 1, 2) + np.roll(fine, (1, 1), (1, 2))
+    assert noise_power(coarse, 1.0).mean_frequency < 0.8 * noise_power(fine, 1.0).mean_frequency
+
+
+def test_wrong_regions_are_refused() -> None:
+    with pytest.raises(GeometryError, match="64, 64"):
+        noise_power(np.zeros((3, 32, 32)), 1.0)
+    with pytest.raises(GeometryError, match="64, 64"):
+        noise_power(np.zeros((0, 64, 64)), 1.0)
+    with pytest.raises(IntensityError, match="finite"):
+        noise_power(np.full((1, 64, 64), np.nan), 1.0)
+
+
+def test_uniform_regions_lie_in_soft_tissue_and_apart() -> None:
+    volume = np.full((200, 160, 2), -1000.0)
+    volume[10:150, 20:150, 0] = 60.0
+    volume[80, 90, 0] = 900.0  # a speck of bone is below the tolerance
+    volume[..., 0] += np.random.default_rng(5).normal(0, 80, (200, 160))
+    found = uniform_regions(volume)
+    assert len(found) >= 2
+    assert all(z == 0 for _, _, z in found)
+    assert all(volume[place].mean() == pytest.approx(60, abs=10) for place in found)
+    taken = np.zeros(volume.shape, int)
+    for place in found:
+        taken[place] += 1
+    assert taken.max() == 1
+    assert uniform_regions(np.full((40, 40, 1), 60.0)) == []
