@@ -1,0 +1,93 @@
+"""Windows at a random lower dose: what is random, what stays, and that the noise is that of the whole chain."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Compose, RandSpatialCropd
+
+from medgen.errors import GeometryError
+from medgen.metrics.ct_noise import noise_power, noise_power_distance
+from medgen.prepare.dose import DoseFieldsd, RandLowDosed, pixel_side_mm, seen_through
+from medgen.simulate.dose import CtScanner, noise_fields
+
+_PIXEL_MM = 1.2
+
+
+def _scan(side: int = 128, slices: int = 2, sides_mm: tuple[float, float] = (_PIXEL_MM, _PIXEL_MM)) -> MetaTensor:
+    places = (np.arange(side) - (side - 1) / 2) * _PIXEL_MM
+    water = np.where(np.hypot(*np.meshgrid(places, places, indexing="ij")) < 0.45 * side * _PIXEL_MM, 0.0, -1000.0)
+    volume = np.repeat(water[None, ..., None], slices, axis=3).astype(np.float32)
+    return MetaTensor(torch.from_numpy(volume), affine=np.diag([*sides_mm, 3.0, 1.0]))
+
+
+def _fields(scan: MetaTensor, **settings: Any) -> dict[Any, Any]:
+    return DoseFieldsd("target", views=180, **settings)({"target": scan})
+
+
+def test_the_noise_of_a_scan_is_the_same_at_every_call_and_differs_from_slice_to_slice() -> None:
+    scan = _scan(64)
+    first, second, other = _fields(scan), _fields(scan), _fields(scan, seed=1)
+    assert first["noise"].shape == (2, 64, 64, 2)
+    assert torch.equal(first["noise"], second["noise"])
+    assert not torch.equal(first["noise"], other["noise"])
+    assert not torch.equal(first["noise"][..., 0], first["noise"][..., 1])
+    assert torch.equal(first["target"], scan)
+
+
+def test_a_window_gets_its_own_part_of_the_noise_and_the_target_none() -> None:
+    item = _fields(_scan(96))
+    chain = Compose([RandSpatialCropd(["target", "noise"], (48, 48, 1), random_size=False), RandLowDosed("target")])
+    chain.set_random_state(3)
+    one, two = chain(item), chain(item)
+    assert set(one) == {"target", "image"}
+    assert one["image"].shape == one["target"].shape == (1, 48, 48, 1)
+    assert set(np.unique(one["target"])) <= {0.0, -1000.0}
+    assert not torch.equal(one["image"], two["image"])
+    chain.set_random_state(3)
+    assert torch.equal(chain(item)["image"], one["image"])
+
+
+def test_dose_and_flux_set_how_much_noise_there_is() -> None:
+    item = _fields(_scan(96, 1))
+
+    def deviation(fraction: float, flux: float) -> float:
+        chosen = RandLowDosed("target", fraction=(fraction,) * 2, flux=(flux,) * 2, cutoff_per_mm=(0.4, 0.4))
+        made = chosen(dict(item))
+        return float((made["image"] - made["target"])[0, 32:64, 32:64].std())
+
+    assert deviation(1.0, 1.0) == 0.0
+    assert deviation(0.2, 1.0) == pytest.approx(2 * deviation(0.5, 1.0), rel=0.03)
+    assert deviation(0.5, 0.25) == pytest.approx(2 * deviation(0.5, 1.0), rel=0.03)
+
+
+def test_padding_stays_padding() -> None:
+    scan = _scan(64, 1)
+    scan[:, :6] = -2048.0
+    made = RandLowDosed("target")(_fields(scan))
+    assert (made["image"][:, :6] == -2048.0).all()
+    assert (made["image"][:, 20:40] != scan[:, 20:40]).any()
+
+
+def test_a_kernel_that_comes_later_gives_the_noise_of_one_in_the_projections() -> None:
+    scan, scanner, rng = _scan(128, 1), CtScanner(views=360), np.random.default_rng(1)
+    plane, cutoff = scan[0, ..., 0].numpy(), 0.35
+    middle = (slice(32, 96), slice(32, 96))
+    early = [noise_fields(plane, _PIXEL_MM, rng, kernel=cutoff, scanner=scanner)[0][middle] for _ in range(6)]
+    bare = [noise_fields(plane, _PIXEL_MM, rng, kernel=np.inf, scanner=scanner)[0] for _ in range(6)]
+    late = [
+        seen_through(torch.from_numpy(b)[None, ..., None], _PIXEL_MM, cutoff)[0, ..., 0].numpy()[middle] for b in bare
+    ]
+    powers = [noise_power(stack, _PIXEL_MM) for stack in (late, early, [b[middle] for b in bare])]
+    assert np.std(late) == pytest.approx(np.std(early), rel=0.08)
+    assert noise_power_distance(powers[0], powers[1]) < 0.25
+    assert noise_power_distance(powers[2], powers[1]) > 1.0
+
+
+def test_pixels_that_are_not_square_or_not_known_are_refused() -> None:
+    with pytest.raises(GeometryError, match=r"1\.2 x 2 mm"):
+        _fields(_scan(32, sides_mm=(1.2, 2.0)))
+    with pytest.raises(GeometryError, match="LoadImaged"):
+        pixel_side_mm(torch.zeros(1, 4, 4, 4))
