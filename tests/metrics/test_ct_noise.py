@@ -1,10 +1,10 @@
-"""The noise power spectrum against noise whose spectrum is known."""
+"""Errors in a window of HU, and power spectra of noise whose spectrum is known."""
 
 import numpy as np
 import pytest
 
 from medgen.errors import GeometryError, IntensityError
-from medgen.metrics.ct_noise import noise_power, noise_power_distance, uniform_regions
+from medgen.metrics.ct_noise import noise_power, noise_power_distance, score_noise, uniform_regions
 
 
 def test_white_noise_has_flat_power_of_variance_times_area() -> None:
@@ -72,3 +72,67 @@ def test_uniform_regions_lie_in_soft_tissue_and_apart() -> None:
         taken[place] += 1
     assert taken.max() == 1
     assert uniform_regions(np.full((40, 40, 1), 60.0)) == []
+
+
+def _pair(sigma: float = 20.0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(8)
+    reference = np.repeat(np.linspace(-100, 180, 64)[:, None, None], 48, axis=1).repeat(3, axis=2)
+    return reference + rng.normal(0, sigma, reference.shape), reference
+
+
+def test_known_noise_has_its_known_error() -> None:
+    noisy, reference = _pair()
+    score = score_noise(noisy, reference)
+    assert score.rmse_hu == pytest.approx(20, rel=0.03)
+    assert score.psnr_db == pytest.approx(20 * np.log10(400 / 20), abs=0.3)
+    assert 0 < score.ssim < 0.9
+    assert abs(score.shift_hu) < 1
+    full = score_noise(noisy, reference, window="full")
+    assert full.psnr_db == pytest.approx(20 * np.log10(4095 / 20), abs=0.3)
+
+
+def test_less_noise_scores_better_and_none_perfectly() -> None:
+    reference = _pair()[1]
+    scores = [score_noise(_pair(sigma)[0], reference) for sigma in (40.0, 20.0, 5.0)]
+    assert [s.rmse_hu for s in scores] == sorted((s.rmse_hu for s in scores), reverse=True)
+    assert [s.ssim for s in scores] == sorted(s.ssim for s in scores)
+    same = score_noise(reference, reference)
+    assert (same.rmse_hu, same.psnr_db, same.shift_hu) == (0.0, float("inf"), 0.0)
+    assert same.ssim == pytest.approx(1.0)
+
+
+def test_what_lies_outside_the_window_is_the_same_to_it() -> None:
+    noisy, reference = _pair()
+    beyond = reference.copy()
+    beyond[:8], noisy = -900.0, reference.copy()
+    noisy[:8] = -400.0
+    assert score_noise(noisy, beyond).rmse_hu == 0.0
+    assert score_noise(noisy, beyond, window="full").rmse_hu > 100
+
+
+def test_only_the_mask_counts() -> None:
+    noisy, reference = _pair()
+    noisy[:32] += 500.0
+    mask = np.zeros(reference.shape)
+    mask[44:, :, :2] = 1
+    score = score_noise(noisy, reference, mask)
+    assert score.rmse_hu == pytest.approx(20, rel=0.1)
+    assert score.pixels == mask.sum()
+
+
+def test_a_shift_is_signed() -> None:
+    reference = _pair()[1]
+    assert score_noise(reference - 3, reference).shift_hu == pytest.approx(-3)
+    assert score_noise(reference[..., 0] + 2, reference[..., 0]).shift_hu == pytest.approx(2)
+
+
+def test_what_cannot_be_scored_is_refused() -> None:
+    noisy, reference = _pair()
+    with pytest.raises(IntensityError, match="one grid"):
+        score_noise(noisy[:-1], reference)
+    with pytest.raises(IntensityError, match="finite"):
+        score_noise(noisy * np.inf, reference)
+    with pytest.raises(IntensityError, match="something in it"):
+        score_noise(noisy, reference, reference * 0)
+    with pytest.raises(IntensityError, match="soft, full"):
+        score_noise(noisy, reference, window="lung")
