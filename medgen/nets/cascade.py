@@ -232,3 +232,13 @@ class CascadeGenerator(nn.Module):
         """Returns the image of every stage, coarse to fine, for losses that supervise each."""
         coarse = self.coarse(source)
         return [coarse, self.fine(source, coarse)]
+
+    def refine(self, source: Tensor) -> list[Tensor]:
+        """Returns what `chain` does, with no gradient for the first stage.
+
+        To train the second stage alone: windows at full resolution show less of a head than the first stage was
+        trained on, and it would forget what it learnt from larger ones.
+        """
+        with torch.no_grad():
+            coarse = self.coarse(source)
+        return [coarse, self.fine(source, coarse)]

@@ -140,3 +140,15 @@ def test_the_first_stage_alone_makes_what_it_makes_in_the_chain() -> None:
     source = torch.rand(1, 1, 16, 16, 16)
     coarse = torch.nn.functional.avg_pool3d(source, 2)
     assert torch.allclose(network.first(coarse)[0], network.chain(source)[0], atol=1e-6)
+
+
+def test_refining_leaves_the_first_stage_alone() -> None:
+    torch.manual_seed(0)
+    network = small()
+    source = torch.rand(1, 1, 16, 16, 16)
+    coarse, fine = network.refine(source)
+    assert all(torch.equal(a, b) for a, b in zip((coarse, fine), network.chain(source), strict=True))
+    assert not coarse.requires_grad
+    fine.sum().backward()
+    assert all(p.grad is None for p in network.coarse.parameters())
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in network.fine.parameters())

@@ -98,6 +98,13 @@ def test_normalising_keeps_the_grid_and_the_history() -> None:
     assert result.applied_operations == image.applied_operations
 
 
+def test_a_level_scales_what_was_normalised_after_its_ceiling() -> None:
+    image = MetaTensor(torch.from_numpy(np.random.default_rng(0).uniform(0, 9, (1, 6, 6, 6)).astype(np.float32)))
+    plain, brighter = (NormaliseSourced("image", level=level)({"image": image})["image"] for level in (1.0, 1.3))
+    assert torch.allclose(brighter, 1.3 * plain)
+    assert torch.equal(plain, NormaliseSourced("image")({"image": image})["image"])
+
+
 def test_the_background_of_a_stripped_brain_is_exactly_zero() -> None:
     mask = head_mask(BRAIN, spacing_mm(GRID.affine))
     outside = BRAIN == 0
