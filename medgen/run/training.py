@@ -13,6 +13,7 @@ from monai.handlers import CheckpointLoader, CheckpointSaver
 
 from medgen.errors import BundleError, NoInputError
 from medgen.geometry import Grid
+from medgen.infer.memory import kept_memory
 from medgen.read.manifest import datalist_from_manifest
 from medgen.run.evaluate import Evaluation
 from medgen.run.job import evaluate_job
@@ -158,7 +159,8 @@ def start(
     ).attach(trainer)
     if resume_from:
         CheckpointLoader(resume_from, states).attach(trainer)
-    trainer.run()
+    with kept_memory(getattr(trainer.state, "device", "cpu")):
+        trainer.run()
 
 
 def evaluate_split(
