@@ -42,7 +42,7 @@ def disc(shape: tuple[int, int], centre: tuple[float, float], radius_mm: float, 
 
     Example:
         >>> float(disc((9, 9), (4, 4), 2.0, 1.0).sum().round())
-        13.0
+        12.0
     """
     if not radius_mm > 0:
         raise GeometryError(f"expected a radius above 0 mm, got {radius_mm:g}")
