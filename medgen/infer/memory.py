@@ -143,7 +143,7 @@ def kept_memory(device: torch.device | str = "cpu") -> Iterator[None]:
     """Has this process keep what it frees for what it allocates next, until the end of the block; then gives it back.
 
     By default glibc returns every large block to the system at once, and gets it anew a moment later, page by page and
-    cleared: a quarter of a training step's time on the CPU. Values do not change. The process is larger meanwhile, as
+    cleared: up to a quarter of a training step's time on the CPU. Values do not change. The process is larger then, as
     blocks of other sizes do not fill each other's places. For a network on another device, and on systems without
     glibc, nothing happens. Blocks may lie within each other.
     """
