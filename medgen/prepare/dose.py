@@ -1,6 +1,6 @@
 """CT at random lower doses, to learn from: projected once for each scan, randomised for each window."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -70,12 +70,14 @@ class RandLowDosed(Randomizable, MapTransform):  # type: ignore[misc]
     """Makes of a scan and its noise a scan at a random lower dose, seen through a random kernel.
 
     Args:
-        keys: scans `(1, X, Y, Z)` `[HU]`, or windows of them; they stay as they are, to be learnt.
+        keys: scans `(1, X, Y, Z)` `[HU]`, or windows of them: what is to be learnt.
         image_key: where the scan at the lower dose goes.
         noise_key: what `DoseFieldsd` made, cut as the scan was; it is taken out.
         fraction: least and most of the dose; its logarithm is uniform.
         cutoff_per_mm: range of where the kernel's Hann window ends `[cycles/mm]`.
         flux: range of the scanner's photons, relative to those that the noise was drawn for; its logarithm is uniform.
+        sharpness: range of the factor by which the scan's own finest detail, and its noise, is raised or lowered first,
+            as by another kernel; its logarithm is uniform. (1, 1) leaves scans as they are.
         allow_missing_keys: pass items without a scan on.
     """
 
@@ -87,22 +89,27 @@ class RandLowDosed(Randomizable, MapTransform):  # type: ignore[misc]
         fraction: tuple[float, float] = (0.1, 0.5),
         cutoff_per_mm: tuple[float, float] = (0.6, 1.6),
         flux: tuple[float, float] = (0.5, 2.0),
+        sharpness: tuple[float, float] = (1.0, 1.0),
         allow_missing_keys: bool = False,
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
         self.image_key, self.noise_key = image_key, noise_key
-        self.fraction, self.cutoff_per_mm, self.flux = fraction, cutoff_per_mm, flux
+        self.fraction, self.cutoff_per_mm, self.flux, self.sharpness = fraction, cutoff_per_mm, flux, sharpness
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Adds the missing noise; padding stays padding."""
         result = dict(data)
         for key in self.key_iterator(result):
             scan, fields = result[key], torch.as_tensor(result.pop(self.noise_key)).numpy()
-            fraction, flux = (float(np.exp(self.R.uniform(*np.log(ends)))) for ends in (self.fraction, self.flux))
+            ranges = (self.fraction, self.flux, self.sharpness)
+            fraction, flux, sharpness = (float(np.exp(self.R.uniform(*np.log(ends)))) for ends in ranges)
             cutoff = float(self.R.uniform(*self.cutoff_per_mm))
+            side = pixel_side_mm(scan)
+            if sharpness != 1:
+                scan = result[key] = torch.where(scan > PADDING_HU, sharpened(scan, side, sharpness), scan)
             # Fewer photons: the noise of their number rises with the root, that of the electronics in proportion.
             noise = missing_noise((fields[:1] * np.float32(flux**-0.5), fields[1:] * np.float32(1 / flux)), fraction)
-            shaped = seen_through(torch.from_numpy(noise), pixel_side_mm(scan), cutoff)
+            shaped = seen_through(torch.from_numpy(noise), side, cutoff)
             result[self.image_key] = torch.where(scan > PADDING_HU, scan + shaped, scan)
         return result
 
@@ -113,15 +120,73 @@ def seen_through(noise: Tensor, pixel_mm: float, cutoff_per_mm: float) -> Tensor
     What a kernel does to projections it does to the image in all directions (central slice theorem), so noise that was
     reconstructed without one can get any, later.
     """
-    x, y = noise.shape[1:3]
+    return _filtered(noise, pixel_mm, lambda f: 0.5 + 0.5 * torch.cos(torch.pi * (f / cutoff_per_mm).clamp_max(1.0)))
+
+
+def sharpened(scan: Tensor, pixel_mm: float, gain: float) -> Tensor:
+    """Raises or lowers the fine detail of a scan `(1, X, Y, Z)` `[HU]`, by `gain` at half a cycle a pixel.
+
+    Padding is taken for air here.
+    """
+    finest = 0.5 / pixel_mm
+    air = torch.as_tensor(scan).clamp_min(-1024.0)
+    return _filtered(
+        air, pixel_mm, lambda f: 1 + (gain - 1) * torch.sin(0.5 * torch.pi * (f / finest).clamp_max(1)) ** 2
+    )
+
+
+def _filtered(volume: Tensor, pixel_mm: float, transfer: Callable[[Tensor], Tensor]) -> Tensor:
+    """Multiplies every slice's spectrum by a function of the frequency `[cycles/mm]`."""
+    x, y = volume.shape[1:3]
     rim = min(_RIM, x - 1, y - 1)
-    planes = functional.pad(noise.movedim(-1, 1), (rim, rim, rim, rim), mode="reflect")
+    planes = functional.pad(volume.movedim(-1, 1), (rim, rim, rim, rim), mode="reflect")
     along = [torch.fft.fftfreq(n, pixel_mm) for n in planes.shape[2:]]
-    part = (torch.hypot(along[0][:, None], along[1][None, : planes.shape[3] // 2 + 1]) / cutoff_per_mm).clamp_max(1.0)
-    window = 0.5 + 0.5 * torch.cos(torch.pi * part)
-    planes = torch.fft.irfft2(torch.fft.rfft2(planes) * window, s=planes.shape[2:])
+    frequency = torch.hypot(along[0][:, None], along[1][None, : planes.shape[3] // 2 + 1].abs())
+    planes = torch.fft.irfft2(torch.fft.rfft2(planes) * transfer(frequency), s=planes.shape[2:])
     filtered: Tensor = planes[..., rim : rim + x, rim : rim + y].movedim(1, -1)
     return filtered
+
+
+class RandSlabsd(Randomizable, MapTransform):  # type: ignore[misc]
+    """Averages neighbouring slices of all keys alike into thicker ones, as a scanner reconstructs them.
+
+    Noise, drawn slice by slice, averages out as it does there.
+
+    Args:
+        keys: volumes `(C, X, Y, Z)` of one grid with slices along the last axis.
+        thickness: numbers of slices, one of which is drawn; one that a volume has too few slices for is left out.
+        allow_missing_keys: average those that are there.
+    """
+
+    def __init__(
+        self, keys: str | Sequence[str], thickness: Sequence[int] = (1, 2, 3, 5), allow_missing_keys: bool = False
+    ) -> None:
+        MapTransform.__init__(self, keys, allow_missing_keys)
+        self.thickness = tuple(thickness)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Averages from a random slice on; what does not fill a slab is cut off, and the affine follows."""
+        result = dict(data)
+        draw, shift = self.R.random_sample(2)
+        for key in self.key_iterator(result):
+            volume = result[key]
+            slices = volume.shape[-1]
+            possible = [n for n in self.thickness if n <= slices] or [1]
+            thick = possible[int(draw * len(possible))]
+            first = int(shift * min(thick, slices - thick + 1))
+            count = (slices - first) // thick
+            if thick > 1:
+                part = volume.as_tensor()[..., first : first + count * thick]
+                slabs = part.reshape(*part.shape[:-1], count, thick).mean(dim=-1)
+                result[key] = MetaTensor(slabs, affine=_slab_affine(volume, first, thick))
+        return result
+
+
+def _slab_affine(volume: MetaTensor, first: int, thick: int) -> Tensor:
+    affine: Tensor = volume.affine.clone()
+    affine[:3, 3] += affine[:3, 2] * (first + (thick - 1) / 2)
+    affine[:3, 2] *= thick
+    return affine
 
 
 def pixel_side_mm(scan: Tensor) -> float:

@@ -10,7 +10,7 @@ from monai.transforms import Compose, RandSpatialCropd
 
 from medgen.errors import GeometryError
 from medgen.metrics.ct_noise import noise_power, noise_power_distance
-from medgen.prepare.dose import DoseFieldsd, RandLowDosed, pixel_side_mm, seen_through
+from medgen.prepare.dose import DoseFieldsd, RandLowDosed, RandSlabsd, pixel_side_mm, seen_through, sharpened
 from medgen.simulate.dose import CtScanner, noise_fields
 
 _PIXEL_MM = 1.2
@@ -91,3 +91,54 @@ def test_pixels_that_are_not_square_or_not_known_are_refused() -> None:
         _fields(_scan(32, sides_mm=(1.2, 2.0)))
     with pytest.raises(GeometryError, match="LoadImaged"):
         pixel_side_mm(torch.zeros(1, 4, 4, 4))
+
+
+def _noise_of(seed: int, slices: int = 12) -> MetaTensor:
+    values = np.random.default_rng(seed).normal(size=(1, 64, 64, slices)).astype(np.float32)
+    return MetaTensor(torch.from_numpy(values), affine=np.diag([_PIXEL_MM, _PIXEL_MM, 2.0, 1.0]))
+
+
+@pytest.mark.parametrize("thick", [2, 3, 4])
+def test_slabs_are_means_of_their_slices_at_their_place(thick: int) -> None:
+    scan = _noise_of(0)
+    for seed in range(5):
+        slabs = RandSlabsd(["scan", "copy"], [thick]).set_random_state(seed)({"scan": scan, "copy": scan.clone()})
+        made = slabs["scan"]
+        assert torch.equal(made, slabs["copy"])
+        first = round(float(made.affine[2, 3]) / 2.0 - (thick - 1) / 2)
+        assert 0 <= first < thick
+        torch.testing.assert_close(
+            made[..., 1].as_tensor(), scan[..., first + thick : first + 2 * thick].mean(dim=-1).as_tensor()
+        )
+        assert made.pixdim[2] == pytest.approx(2.0 * thick)
+        assert float(made.std()) == pytest.approx(thick**-0.5, rel=0.03)
+
+
+def test_one_slice_stays_one_slice() -> None:
+    scan = _noise_of(1, slices=1)
+    for seed in range(4):
+        assert torch.equal(RandSlabsd("scan", [1, 2, 5]).set_random_state(seed)({"scan": scan})["scan"], scan)
+
+
+@pytest.mark.parametrize("gain", [0.6, 2.0])
+def test_sharpening_moves_the_finest_detail_by_its_gain_and_the_mean_by_nothing(gain: float) -> None:
+    scan = 40 + 10 * _noise_of(2)
+    other = sharpened(scan, _PIXEL_MM, gain)
+    assert float(other.mean()) == pytest.approx(float(scan.mean()), abs=0.05)
+    before, after = (
+        torch.fft.rfft2(volume[0].movedim(-1, 0).as_tensor()).abs() for volume in (scan, MetaTensor(other))
+    )
+    ratio = (after / before).median(dim=0).values
+    assert float(ratio[32, 32]) == pytest.approx(gain, rel=0.1)
+    assert float(ratio[:4, 1:4].mean()) == pytest.approx(1.0, abs=0.02)
+
+
+def test_a_sharper_kernel_is_learnt_with_the_scan_and_its_padding_stays() -> None:
+    scan = 40 + 10 * _noise_of(3)
+    scan[..., :5, :] = -2000.0
+    item = {"target": scan, "noise": MetaTensor(torch.zeros(2, 64, 64, 12), affine=scan.affine)}
+    made = RandLowDosed("target", sharpness=(2.0, 2.0)).set_random_state(0)(item)
+    assert (made["target"][..., :5, :] == -2000.0).all()
+    assert float(made["target"][..., 20:, :].std()) > 1.2 * float(scan[..., 20:, :].std())
+    torch.testing.assert_close(made["image"].as_tensor(), made["target"].as_tensor())
+    assert float(scan[..., 20:, :].std()) == pytest.approx(10.0, rel=0.05)
