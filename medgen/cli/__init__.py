@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 import medgen
+from medgen.cli.dose import lowdose
 from medgen.cli.manifest import manifest_app
 from medgen.cli.phantom import phantom
 from medgen.cli.train import train
@@ -57,6 +58,7 @@ Exit codes: 0 all done, 1 some cases failed, 2 nothing could start.
 app.add_typer(manifest_app, name="manifest")
 app.command()(train)
 app.command()(phantom)
+app.command()(lowdose)
 
 
 def _show_version(asked: bool) -> None:

@@ -7,7 +7,9 @@ import numpy as np
 import numpy.typing as npt
 
 from medgen.errors import BundleError
+from medgen.metrics.ct_noise import score_noise
 from medgen.metrics.hounsfield import LOWEST_HU, best_monotone_ct, body_mask, score_ct
+from medgen.metrics.smoothing import best_total_variation
 from medgen.metrics.synthesis import score_synthesis
 
 Volume = npt.NDArray[np.float32]
@@ -52,6 +54,24 @@ def _monotone(source: Volume, truth: Volume, mask: Volume | None) -> Volume:
     return best_monotone_ct(source, truth, body_mask(truth) if mask is None else mask)
 
 
+def _score_dose(prediction: Volume, truth: Volume, source: Volume, mask: Volume | None) -> Scores:
+    soft, full = (score_noise(prediction, truth, mask, window) for window in ("soft", "full"))
+    return {
+        "psnr_db": soft.psnr_db,
+        "ssim": soft.ssim,
+        "rmse_hu": soft.rmse_hu,
+        "shift_hu": soft.shift_hu,
+        "full_rmse_hu": full.rmse_hu,
+        "full_psnr_db": full.psnr_db,
+        "full_ssim": full.ssim,
+        "voxels": soft.pixels,
+    }
+
+
+def _smoothed(source: Volume, truth: Volume, mask: Volume | None) -> Volume:
+    return best_total_variation(source, truth)
+
+
 PROTOCOLS: Mapping[str, Protocol] = {
     "synthesis": Protocol(
         "synthesis",
@@ -72,6 +92,22 @@ PROTOCOLS: Mapping[str, Protocol] = {
         "monotone",
         _score_ct,
         _monotone,
+        outside=LOWEST_HU,
+    ),
+    "dose": Protocol(
+        "dose",
+        {  # in the window of -160 to 240 HU, but for those called full
+            "psnr_db": ("PSNR [dB]", 2),
+            "ssim": ("SSIM", 3),
+            "rmse_hu": ("RMSE [HU]", 2),
+            "shift_hu": ("mean shift [HU]", 2),
+            "full_rmse_hu": ("RMSE full [HU]", 2),
+            "full_psnr_db": ("PSNR full [dB]", 2),
+            "full_ssim": ("SSIM full", 3),
+        },
+        "variation",
+        _score_dose,
+        _smoothed,
         outside=LOWEST_HU,
     ),
 }

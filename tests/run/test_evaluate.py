@@ -220,3 +220,23 @@ def test_a_ct_on_another_grid_is_filled_up_with_air(tmp_path: Path) -> None:
 def test_an_unknown_protocol_is_named() -> None:
     with pytest.raises(BundleError, match="hounsfield"):
         find_protocol("psnr")
+
+
+def test_a_denoised_ct_is_measured_beside_total_variation_in_both_windows(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    clean = np.full((64, 64, 2), -800, np.float32)
+    clean[8:-8, 8:-8] = 40
+    clean[20:40, 20:40] = 100
+    clean[44:50, 44:50] = 800
+    noisy = np.rint(clean + 30 * rng.normal(size=clean.shape)).astype(np.float32)
+    pair = Pair(_case(tmp_path, "low", noisy), _case(tmp_path, "full", clean), "p")
+    dose = find_protocol("dose")
+    kept = evaluate([pair], _predictor(lambda source: source), tmp_path / "kept", dose).rows[0]
+    assert kept.score is not None
+    assert kept.simple is not None
+    assert kept.simple["psnr_db"] > kept.score["psnr_db"] + 5
+    assert kept.score["full_rmse_hu"] == pytest.approx(30, rel=0.05)
+    assert kept.score["rmse_hu"] < kept.score["full_rmse_hu"]  # air and bone are clipped
+    brighter = evaluate([pair], _predictor(lambda source: clean + 3), tmp_path / "moved", dose).rows[0]
+    assert brighter.score is not None
+    assert brighter.score["shift_hu"] == pytest.approx(3 * ((clean > -160) & (clean < 240)).mean(), abs=0.01)
