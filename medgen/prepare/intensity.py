@@ -179,6 +179,39 @@ class UnitToHud(MapTransform):  # type: ignore[misc]
         return result
 
 
+class BlendSourced(MapTransform):  # type: ignore[misc]
+    """Goes from the input towards the result as far as `strength` says, and leaves alone what no network has seen.
+
+    Args:
+        keys: results `(1, X, Y, Z)` `[HU]` on the grid of the source.
+        source_key: the input as it was read `[HU]`.
+        strength: 0 is the input, 1 the result; every voxel moves from one to the other in a straight line.
+        padding_hu: voxels of the input that are not above it, padding, stay what they are, bit for bit; so do those
+            above the range of `hu_to_unit`, as in metal.
+
+    Raises:
+        IntensityError: the strength is not between 0 and 1.
+    """
+
+    def __init__(
+        self, keys: Sequence[str] | str, source_key: str = "source", strength: float = 1.0, padding_hu: float = -1500.0
+    ) -> None:
+        super().__init__(keys)
+        if not 0 <= strength <= 1:
+            raise IntensityError(f"expected a strength from 0 (the input) to 1 (the result), got {strength:g}")
+        self.source_key, self.strength, self.padding_hu = source_key, strength, padding_hu
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Blends each key."""
+        result = dict(data)
+        source = torch.as_tensor(result[self.source_key])
+        unseen = (source <= self.padding_hu) | (source > HU_RANGE[1])
+        for key in self.key_iterator(result):
+            blended = torch.lerp(source.to(result[key]), result[key], self.strength)
+            result[key] = torch.where(unseen.to(blended.device), source.to(blended), blended)
+        return result
+
+
 class MaskBackgroundd(MapTransform):  # type: ignore[misc]
     """Sets each key to exactly 0 outside the head that `source_key`, the untouched input on the same grid, shows.
 

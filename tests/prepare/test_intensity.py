@@ -11,6 +11,7 @@ from scipy.ndimage import binary_fill_holes
 from medgen.errors import IntensityError
 from medgen.geometry import spacing_mm
 from medgen.prepare.intensity import (
+    BlendSourced,
     MaskBackgroundd,
     NormalisePaird,
     NormaliseSourced,
@@ -139,3 +140,43 @@ def test_masking_and_scaling_a_prediction() -> None:
 
 def _enclosed(volume: np.ndarray) -> np.ndarray:
     return binary_fill_holes(volume > 0) & (volume <= 0)
+
+
+def _denoised(scan: torch.Tensor) -> dict[str, MetaTensor]:
+    affine = np.diag([0.8, 0.8, 2.0, 1.0])
+    pred = scan * 0.5 + torch.linspace(0, 1, scan.numel()).reshape(scan.shape)
+    return {"source": MetaTensor(scan.clone(), affine=affine), "pred": MetaTensor(pred, affine=affine)}
+
+
+def _random_scan() -> torch.Tensor:
+    scan = torch.from_numpy(np.random.default_rng(0).uniform(-1024, 3071, (1, 6, 5, 4)).astype(np.float32))
+    scan[0, 0] = -3024.0
+    scan[0, 1] = -2000.3
+    scan[0, 2, 0] = 30000.7
+    return scan
+
+
+def test_strength_goes_from_the_input_to_the_result_in_a_straight_line() -> None:
+    scan = _random_scan()
+    steps = [BlendSourced("pred", strength=s)(_denoised(scan))["pred"] for s in (0.0, 0.25, 0.5, 1.0)]
+    assert torch.equal(steps[0].as_tensor(), scan)
+    seen = scan[0, 3:]
+    assert torch.equal(steps[3][0, 3:].as_tensor(), _denoised(scan)["pred"][0, 3:].as_tensor())
+    torch.testing.assert_close(steps[2][0, 3:].as_tensor(), (seen + steps[3][0, 3:].as_tensor()) / 2)
+    distances = torch.stack([(step[0, 3:].as_tensor() - seen).abs() for step in steps])
+    assert (distances.diff(dim=0) >= 0).all()
+    assert np.array_equal(steps[1].affine, steps[3].affine)
+
+
+def test_padding_and_metal_stay_bit_for_bit() -> None:
+    scan = _random_scan()
+    for strength in (0.3, 1.0):
+        pred = BlendSourced("pred", strength=strength)(_denoised(scan))["pred"]
+        assert torch.equal(pred[0, :2].as_tensor(), scan[0, :2])
+        assert torch.equal(pred[0, 2, 0].as_tensor(), scan[0, 2, 0])
+        assert not torch.equal(pred[0, 2, 1:].as_tensor(), scan[0, 2, 1:])
+
+
+def test_a_strength_beyond_the_result_is_refused() -> None:
+    with pytest.raises(IntensityError, match=r"from 0 .* to 1"):
+        BlendSourced("pred", strength=1.2)
