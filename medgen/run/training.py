@@ -42,8 +42,8 @@ def training_items(
     Args:
         groups: each with `manifest` (a file name), `weight` (how often each of its pairs is drawn, relative; 1 if
             absent), `strip` (whether whole heads shall be stripped; false if absent) and `roles` (which files of each
-            case to take, leaving out cases that lack one; all if absent). A manifest may stand in two groups, stripped
-            and whole.
+            case to take, leaving out cases that lack one; all if absent; a mapping says under which key: `{image:
+            target}` for scans that are to be learnt). A manifest may stand in two groups, stripped and whole.
         dataset_dir: the folder that the manifests' paths are relative to.
         manifest_dir: where the manifests are; by default, those that come with medgen.
         split: of the manifests.
@@ -71,8 +71,9 @@ def training_items(
         pairs = datalist_from_manifest(folder / group["manifest"], split, Path(dataset_dir))
         for pair in pairs:
             roles = group.get("roles", pair.keys())
-            if pair["patient"] not in exclude and set(roles) <= pair.keys():
-                items.append({**{role: pair[role] for role in roles}, "patient": pair["patient"], **added})
+            keys = roles if isinstance(roles, Mapping) else dict(zip(roles, roles, strict=True))
+            if pair["patient"] not in exclude and keys.keys() <= pair.keys():
+                items.append({**{key: pair[role] for role, key in keys.items()}, "patient": pair["patient"], **added})
     return items
 
 

@@ -86,3 +86,11 @@ def test_a_group_takes_the_roles_that_it_names(tmp_path: Path) -> None:
     items = training_items([{"manifest": "one.json", "roles": ["image"]}], str(tmp_path), str(tmp_path))
     assert items
     assert all({"image", "patient"} <= item.keys() and "target" not in item for item in items)
+
+
+def test_a_group_may_say_what_a_role_is_to_be(tmp_path: Path) -> None:
+    write_manifest(tmp_path, "one", ["p1"])
+    items = training_items([{"manifest": "one.json", "roles": {"image": "target"}}], str(tmp_path), str(tmp_path))
+    assert [item["target"] for item in items] == [str(tmp_path / "p1.nii.gz")]
+    assert "image" not in items[0]
+    assert items[0]["patient"] == "p1"
