@@ -24,6 +24,7 @@ class DoseFieldsd(MapTransform):  # type: ignore[misc]
     Args:
         keys: scans `(1, X, Y, Z)` `[HU]` with slices along the last axis and square pixels, as read or resampled.
         noise_key: where the noise goes, `(2, X, Y, Z)` `[HU]`: of photons and of electronics, no kernel chosen yet.
+        image_key: an item that has it has been scanned at a lower dose already, and passes as it is.
         seed: of the draw.
         photons: see `CtScanner`.
         electronic: see `CtScanner`.
@@ -38,6 +39,7 @@ class DoseFieldsd(MapTransform):  # type: ignore[misc]
         self,
         keys: str | list[str],
         noise_key: str = "noise",
+        image_key: str = "image",
         seed: int = 0,
         photons: float = 1.5e6,
         electronic: float = 10.0,
@@ -45,12 +47,14 @@ class DoseFieldsd(MapTransform):  # type: ignore[misc]
         allow_missing_keys: bool = False,
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
-        self.noise_key, self.seed = noise_key, seed
+        self.noise_key, self.image_key, self.seed = noise_key, image_key, seed
         self.scanner = CtScanner(photons=photons, electronic=electronic, views=views)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Draws the noise of every slice."""
         result = dict(data)
+        if self.image_key in result:
+            return result
         for key in self.key_iterator(result):
             scan = result[key]
             side = pixel_side_mm(scan)
@@ -68,6 +72,8 @@ class DoseFieldsd(MapTransform):  # type: ignore[misc]
 
 class RandLowDosed(Randomizable, MapTransform):  # type: ignore[misc]
     """Makes of a scan and its noise a scan at a random lower dose, seen through a random kernel.
+
+    An item without noise, a pair of two doses already, passes as it is.
 
     Args:
         keys: scans `(1, X, Y, Z)` `[HU]`, or windows of them: what is to be learnt.
@@ -99,6 +105,8 @@ class RandLowDosed(Randomizable, MapTransform):  # type: ignore[misc]
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Adds the missing noise; padding stays padding."""
         result = dict(data)
+        if self.noise_key not in result:
+            return result
         for key in self.key_iterator(result):
             scan, fields = result[key], torch.as_tensor(result.pop(self.noise_key)).numpy()
             ranges = (self.fraction, self.flux, self.sharpness)
@@ -107,8 +115,11 @@ class RandLowDosed(Randomizable, MapTransform):  # type: ignore[misc]
             side = pixel_side_mm(scan)
             if sharpness != 1:
                 scan = result[key] = torch.where(scan > PADDING_HU, sharpened(scan, side, sharpness), scan)
-            # Fewer photons: the noise of their number rises with the root, that of the electronics in proportion.
-            noise = missing_noise((fields[:1] * np.float32(flux**-0.5), fields[1:] * np.float32(1 / flux)), fraction)
+            # Noise is as likely as its negative. Fewer photons: that of their number rises with the root, that of the
+            # electronics in proportion.
+            signs = self.R.choice((-1.0, 1.0), size=2)
+            gains = np.float32(signs[0] * flux**-0.5), np.float32(signs[1] / flux)
+            noise = missing_noise((fields[:1] * gains[0], fields[1:] * gains[1]), fraction)
             shaped = seen_through(torch.from_numpy(noise), side, cutoff)
             result[self.image_key] = torch.where(scan > PADDING_HU, scan + shaped, scan)
         return result

@@ -142,3 +142,22 @@ def test_a_sharper_kernel_is_learnt_with_the_scan_and_its_padding_stays() -> Non
     assert float(made["target"][..., 20:, :].std()) > 1.2 * float(scan[..., 20:, :].std())
     torch.testing.assert_close(made["image"].as_tensor(), made["target"].as_tensor())
     assert float(scan[..., 20:, :].std()) == pytest.approx(10.0, rel=0.05)
+
+
+def test_a_pair_of_two_doses_passes_as_it_is() -> None:
+    pair = {"image": _noise_of(4), "target": _noise_of(5)}
+    chain = Compose([DoseFieldsd("target"), RandLowDosed("target")])
+    made = chain(dict(pair))
+    assert made.keys() == pair.keys()
+    assert all(torch.equal(made[key], pair[key]) for key in pair)
+
+
+def test_noise_comes_with_either_sign() -> None:
+    item = _fields(_scan(64, 1))
+    chosen = RandLowDosed("target", fraction=(0.3, 0.3), flux=(1.0, 1.0), cutoff_per_mm=(0.4, 0.4))
+    noises = []
+    for seed in range(8):
+        made = chosen.set_random_state(seed)(dict(item))
+        noises.append((made["image"] - made["target"])[0, 20:44, 20:44].flatten().as_tensor())
+    signs = {round(float(torch.corrcoef(torch.stack([noises[0], noise]))[0, 1])) for noise in noises}
+    assert signs == {1, -1}
