@@ -22,6 +22,7 @@ from medgen.cli.train import train
 from medgen.cli.words import (
     AllowIrregular,
     Bundle,
+    Changes,
     Device,
     Input,
     Json,
@@ -138,6 +139,7 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter an option: a command line is 
         bool, typer.Option("--hash-paths", help="Hash the names of NIfTI files too, not only DICOM's.")
     ] = False,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first case that fails.")] = False,
+    changes: Changes = None,
     trust: Trust = False,
     as_json: Json = False,
 ) -> None:
@@ -168,6 +170,7 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter an option: a command line is 
             hash_paths=hash_paths,
             fail_fast=fail_fast,
             trust=trust,
+            changes=tuple(changes or ()),
             command=tuple(sys.argv[1:]),
         )
         if dry_run:
@@ -183,7 +186,7 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter an option: a command line is 
 
 
 @app.command()
-def evaluate(
+def evaluate(  # noqa: PLR0913, PLR0917 - one parameter an option
     bundle: Bundle,
     data: Annotated[Path, typer.Option(metavar="MANIFEST", help="Data manifest with inputs and true outputs.")],
     output: Output,
@@ -192,6 +195,7 @@ def evaluate(
         Path | None, typer.Option(help="Where the manifest's paths begin; default $MEDGEN_DATA.")
     ] = None,
     device: Device = "auto",
+    changes: Changes = None,
     trust: Trust = False,
     as_json: Json = False,
 ) -> None:
@@ -207,6 +211,7 @@ def evaluate(
             data_root=data_root,
             device=device,
             trust=trust,
+            changes=changes or (),
             listen=progress.hear,
         )
     if as_json:

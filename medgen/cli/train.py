@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from medgen.cli.words import NOTHING_STARTED, Bundle, Trust, errors, say
+from medgen.cli.words import NOTHING_STARTED, Bundle, Changes, Trust, errors, say
 from medgen.progress import TrainProgress
 
 
@@ -19,9 +19,7 @@ def train(  # noqa: PLR0913, PLR0917 - one parameter an option
         Path | None, typer.Option(help="Where the manifest's paths begin; default $MEDGEN_DATA, else its folder.")
     ] = None,
     config: Annotated[str, typer.Option(help="Config of the bundle: `train`, or `smoke` for two steps.")] = "train",
-    changes: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change an id of the config; repeatable.")
-    ] = None,
+    changes: Changes = None,
     weights: Annotated[
         str, typer.Option("--from", metavar="FILE", help="Begin with these weights; `bundle` for the bundle's own.")
     ] = "",

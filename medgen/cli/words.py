@@ -28,6 +28,9 @@ Input = Annotated[
     ),
 ]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results; made if it is not there.")]
+Changes = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change an id of the config; repeatable.")
+]
 AllowIrregular = Annotated[
     bool,
     typer.Option(

@@ -8,7 +8,7 @@ import gc
 import math
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -43,10 +43,10 @@ class Load:
     batch: int
     on_host: bool
 
-    def lighter(self, roi_multiple: int) -> "Load":
+    def lighter(self, multiples: Sequence[int]) -> "Load":
         """Returns the next smaller load: half the batch, then host accumulation, then half the longest side.
 
-        A side stays a multiple of `roi_multiple`, so that the network still divides it.
+        A side stays a multiple of its own of `multiples`, so that the network still divides it.
 
         Raises:
             DeviceError: one window of the smallest size does not fit either.
@@ -56,13 +56,13 @@ class Load:
         if not self.on_host:
             return replace(self, on_host=True)
         longest = max(self.roi)
-        half = max(longest // 2 // roi_multiple, 1) * roi_multiple
+        axis = self.roi.index(longest)
+        half = max(longest // 2 // multiples[axis], 1) * multiples[axis]
         if half >= longest:
             raise DeviceError(
-                f"expected memory for one window of at least {roi_multiple} voxels a side, but {self.describe()} does "
-                "not fit; free the device, or take --device cpu"
+                f"expected memory for one window of at least {multiples[axis]} voxels a side, but {self.describe()} "
+                "does not fit; free the device, or take --device cpu"
             )
-        axis = self.roi.index(longest)
         return replace(self, roi=(*self.roi[:axis], half, *self.roi[axis + 1 :]))
 
     def describe(self) -> str:

@@ -43,7 +43,8 @@ class WindowInferer(Inferer):  # type: ignore[misc]  # MONAI is untyped
             torch's fp32 convolution takes a slow path at batch 1.
         precision: `"auto"` is fp32 on the CPU; on CUDA bf16, or fp16 where the GPU has no bf16. Under `"fp32"`
             torch's own TF32 switches still apply.
-        roi_multiple: the network's divisibility; a region made smaller for want of memory stays a multiple of it.
+        roi_multiple: the network's divisibility, one number for all axes or one for each; a region made smaller for
+            want of memory stays a multiple of it.
         padding: of an image smaller than the window: a value, or torch's `"reflect"`, `"replicate"` or `"circular"`.
         adapt: take `roi_size` as the largest window, and cut each image into equal windows, as few and as small as
             cover it with that overlap: an image that fits one window is computed once, without seams, and padded only
@@ -66,7 +67,7 @@ class WindowInferer(Inferer):  # type: ignore[misc]  # MONAI is untyped
         mode: Literal["gaussian", "constant"] = "gaussian",
         sw_batch_size: int | None = None,
         precision: Precision = "auto",
-        roi_multiple: int = 16,
+        roi_multiple: Sequence[int] | int = 16,
         padding: str | float = 0.0,
         adapt: bool = False,
         mirror: int | None = None,
@@ -79,7 +80,8 @@ class WindowInferer(Inferer):  # type: ignore[misc]  # MONAI is untyped
             raise ValueError(f"expected gaussian|constant and auto|fp32|bf16|fp16, got {mode} and {precision}")
         if mirror is not None and mirror < 0:
             raise ValueError(f"expected mirror to be a spatial axis from 0 on, or None, got {mirror}")
-        if roi_multiple < 1 or (sw_batch_size is not None and sw_batch_size < 1):
+        multiples = roi_multiple if isinstance(roi_multiple, Sequence) else (roi_multiple,)
+        if min(multiples) < 1 or (sw_batch_size is not None and sw_batch_size < 1):
             raise ValueError(f"expected roi_multiple and sw_batch_size >= 1, got {roi_multiple} and {sw_batch_size}")
         self.roi_size = roi_size
         self.overlap = overlap
@@ -129,7 +131,7 @@ class WindowInferer(Inferer):  # type: ignore[misc]  # MONAI is untyped
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-            lighter = load.lighter(self.roi_multiple)
+            lighter = load.lighter(ensure_tuple_rep(self.roi_multiple, len(load.roi)))
             logger.warning("out of memory with %s; trying %s", load.describe(), lighter.describe())
             self.flags = (OOM_FLAG,)
             if lighter.roi == load.roi:
@@ -191,11 +193,8 @@ class WindowInferer(Inferer):  # type: ignore[misc]  # MONAI is untyped
         roi = tuple(int(side) for side in fall_back_tuple(self.roi_size, size))
         if not self.adapt:
             return roi
-        overlaps = ensure_tuple_rep(self.overlap, len(roi))
-        return tuple(
-            fitting_side(extent, side, overlap, self.roi_multiple)
-            for extent, side, overlap in zip(size, roi, overlaps, strict=True)
-        )
+        overlaps, multiples = (ensure_tuple_rep(each, len(roi)) for each in (self.overlap, self.roi_multiple))
+        return tuple(fitting_side(*axis) for axis in zip(size, roi, overlaps, multiples, strict=True))
 
     def _dtype_on(self, device: torch.device) -> torch.dtype:
         if self.precision != "auto":

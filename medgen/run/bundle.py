@@ -4,7 +4,7 @@ import logging
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +22,7 @@ from medgen.case import OutputKind
 from medgen.errors import BundleError, MedgenError, UntrustedError, root_cause
 from medgen.provenance import Provenance, file_sha256
 from medgen.run.catalog import BundleFolder, find_bundle
+from medgen.run.changes import apply_change
 from medgen.run.device import pick_device
 from medgen.run.metadata import Metadata, read_metadata
 from medgen.run.trust_code import CONFIG_SUFFIXES, list_code, load_config
@@ -86,7 +87,12 @@ class OpenBundle:
 
 
 def open_bundle(
-    name_or_path: str | Path, *, trust: bool = False, device: str = "auto", precision: str = "auto"
+    name_or_path: str | Path,
+    *,
+    trust: bool = False,
+    device: str = "auto",
+    precision: str = "auto",
+    changes: Sequence[str] = (),
 ) -> OpenBundle:
     """Opens an installed bundle by name, or any bundle that meets the MONAI specification by its folder.
 
@@ -95,6 +101,7 @@ def open_bundle(
         trust: run the code of a bundle that did not come with medgen.
         device: see `medgen.run.device.pick_device`.
         precision: `"auto"`, `"fp32"`, `"bf16"` or `"fp16"`; other than `"auto"` only where the inferer has the choice.
+        changes: `key=value` of ids in the inference config, as `apply_change` takes them; they are among the settings.
 
     Raises:
         BundleError: there is no such bundle, or parts of it are missing: all of them are named at once.
@@ -112,6 +119,8 @@ def open_bundle(
         )
     chosen = pick_device(device)
     parser = _parser(entry, config, chosen)
+    for change in changes:
+        apply_change(parser, change)
     weights = find_weights(entry.folder, _load_path(parser, entry))
     sha256 = check_weights(entry.folder, weights, metadata.weights_sha256(), required=entry.own)
     parts = {name: _part(parser, name, entry) for name in REQUIRED_IDS}
@@ -131,7 +140,11 @@ def open_bundle(
         postprocessing=postprocessing,
         image_key=preprocessing.transforms[0].keys[0],
         weights_sha256=sha256,
-        settings={"config_sha256": file_sha256(config), **_settings(inferer)},
+        settings={
+            "config_sha256": file_sha256(config),
+            **_settings(inferer),
+            **({"set": list(changes)} if changes else {}),
+        },
         amp="evaluator::amp" in parser and bool(_part(parser, "evaluator::amp", entry)),
         input_check=_part(parser, "input_check", entry) if "input_check" in parser else None,
         flags=(NEAREST_LABELS_FLAG,) if mended else (),

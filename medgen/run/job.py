@@ -54,6 +54,7 @@ class RunRequest:
         hash_paths: hash the names of NIfTI files too.
         fail_fast: stop at the first failure.
         trust: run the code of a bundle that did not come with medgen.
+        changes: `key=value` of ids in the bundle's inference config.
         command: the command line, for the record.
     """
 
@@ -73,6 +74,7 @@ class RunRequest:
     hash_paths: bool = False
     fail_fast: bool = False
     trust: bool = False
+    changes: tuple[str, ...] = ()
     command: tuple[str, ...] = ()
 
 
@@ -96,7 +98,13 @@ def run_job(request: RunRequest, listen: Listen = lambda event: None) -> CohortS
     if request.formats not in FORMATS:
         raise MedgenError(f"expected --format {', '.join(FORMATS)}, got {request.formats!r}")
     _require_usable(_find(request, peek_salt(request.output)))
-    bundle = open_bundle(request.bundle, trust=request.trust, device=request.device, precision=request.precision)
+    bundle = open_bundle(
+        request.bundle,
+        trust=request.trust,
+        device=request.device,
+        precision=request.precision,
+        changes=request.changes,
+    )
     info = RunInfo(_recipe(request, bundle), _command(request), str(bundle.device), request.part)
     options = Options(request.jobs, request.overwrite, request.fail_fast, request.limit or None, listen)
     cases = _find(request, make_salt(request.output))
@@ -179,7 +187,7 @@ def predict_case(bundle: OpenBundle, case: Case, *, allow_irregular: bool = Fals
     return predict.finish(bundle, predict.compute(bundle, prepared))
 
 
-def evaluate_job(
+def evaluate_job(  # noqa: PLR0913 - one parameter an option
     bundle: str,
     manifest: Path,
     output: Path,
@@ -188,6 +196,7 @@ def evaluate_job(
     data_root: Path | None = None,
     device: str = "auto",
     trust: bool = False,
+    changes: Sequence[str] = (),
     listen: Listen = lambda event: None,
 ) -> Evaluation:
     """Runs a bundle on the cases of a manifest's split, and compares with their `target`.
@@ -198,7 +207,7 @@ def evaluate_job(
     pairs = manifest_pairs(manifest, split, data_root)
     if not pairs:
         raise NoInputError(f"expected cases in the split {split!r} of {manifest.name}, got none")
-    opened = open_bundle(bundle, trust=trust, device=device)
+    opened = open_bundle(bundle, trust=trust, device=device, changes=changes)
     settled = 0
 
     def predicted(case: Case) -> Result:

@@ -1,25 +1,20 @@
 """A bundle's training config with what the command line changes in it."""
 
-import difflib
-import inspect
 import os
-import pydoc
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from monai.bundle import ConfigParser
 
 from medgen.errors import BundleError, UntrustedError
 from medgen.read.manifest import DATA_ROOT_VARIABLE, find_data_root, find_manifest
 from medgen.run.catalog import BundleFolder, find_bundle
+from medgen.run.changes import apply_change
 from medgen.run.trust_code import CONFIG_SUFFIXES, list_code, load_config
 
 REQUIRED_IDS = ("network", "checkpoint", "train::trainer", "train::dataset::data")
-_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 DATA_IDS = ("train::dataset::data", "validate::dataset::data")
 
 
@@ -79,7 +74,7 @@ def open_training(request: TrainRequest) -> tuple[BundleFolder, ConfigParser]:
         parser[name] = value
     _use_manifest(parser, request)
     for change in request.changes:
-        _apply(parser, change)
+        apply_change(parser, change)
     return entry, parser
 
 
@@ -112,44 +107,6 @@ def _use_manifest(parser: ConfigParser, request: TrainRequest) -> None:
         if name.startswith("validate"):  # nothing can be measured on what has no target
             parser[f"{name}::split"], group["roles"] = "validation", ["image", "target"]
         parser[f"{name}::groups"] = [group]
-
-
-def _apply(parser: ConfigParser, change: str) -> None:
-    name, equals, text = change.partition("=")
-    if not equals:
-        raise BundleError(f"expected --set key=value, got {change}")
-    name = name.replace("#", "::").replace(".", "::")
-    if name not in parser and not _is_argument(parser, name):
-        near = difflib.get_close_matches(name, _ids(parser.get()), n=3, cutoff=0.5)
-        hint = f"; did you mean {' or '.join(near)}" if near else ""
-        raise BundleError(f"expected --set to name something in the config, got {name}{hint}")
-    value = yaml.safe_load(text)
-    # YAML 1.1 takes 1e-3, which everybody writes, for a word.
-    parser[name] = float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
-
-
-def _is_argument(parser: ConfigParser, name: str) -> bool:
-    """Says whether a name that the config does not have is an argument of a component that it has, left to its default.
-
-    Within a component, in a mapping such as `options`, anything may be: the component knows what it takes.
-    """
-    parent, _, argument = name.rpartition("::")
-    if not parent or not isinstance(found := parser.get(parent, None), dict):
-        return False
-    if "_target_" not in found:
-        owner = parent.rpartition("::")[0]
-        return owner in parser and isinstance(parser[owner], dict) and "_target_" in parser[owner]
-    target = pydoc.locate(str(found["_target_"]))
-    return callable(target) and argument in inspect.signature(target).parameters
-
-
-def _ids(config: Any, prefix: str = "") -> list[str]:  # noqa: ANN401 - JSON
-    if not isinstance(config, dict):
-        return []
-    found = []
-    for key, value in config.items():
-        found += [f"{prefix}{key}", *_ids(value, f"{prefix}{key}::")]
-    return found
 
 
 def _find(config: Mapping[str, Any], name: str) -> Any:  # noqa: ANN401 - JSON

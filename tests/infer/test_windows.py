@@ -200,13 +200,27 @@ def test_the_hosts_own_allocation_failures_count_and_other_errors_do_not() -> No
 def test_a_lighter_load_first_gives_up_the_batch_then_the_devices_sum_then_the_region() -> None:
     loads = [Load((96, 96, 64), 2, on_host=False)]
     while max(loads[-1].roi) > 32:
-        loads.append(loads[-1].lighter(32))
+        loads.append(loads[-1].lighter((32, 32, 32)))
     assert [(load.roi, load.batch, load.on_host) for load in loads[1:4]] == [
         ((96, 96, 64), 1, False),
         ((96, 96, 64), 1, True),
         ((32, 96, 64), 1, True),
     ]
     assert loads[-1].roi == (32, 32, 32)
+
+
+def test_each_axis_has_its_own_divisibility() -> None:
+    seen = []
+
+    def network(windows: torch.Tensor) -> torch.Tensor:
+        seen.append(tuple(windows.shape[2:]))
+        return windows
+
+    image = _volume(1, 1, 20, 17, 3)
+    result = WindowInferer((64, 64, 8), adapt=True, roi_multiple=(8, 8, 1), padding="replicate")(image, network)
+    torch.testing.assert_close(result, image)
+    assert set(seen) == {(24, 24, 3)}
+    assert Load((24, 24, 3), 1, on_host=True).lighter((8, 8, 1)).roi == (8, 24, 3)
 
 
 def test_the_batch_fills_four_fifths_of_the_memory_up_to_a_limit() -> None:
@@ -232,6 +246,7 @@ def test_a_network_off_the_windows_grid_is_named(network: Callable[..., Any], to
         {"mode": "nearest"},
         {"precision": "int8"},
         {"roi_multiple": 0},
+        {"roi_multiple": (8, 8, 0)},
         {"sw_batch_size": 0},
     ],
 )

@@ -100,6 +100,17 @@ def test_weights_are_those_that_the_configs_own_loader_names(tmp_path: Path, loa
         open_bundle(folder, trust=True, device="cpu")
 
 
+def test_a_change_reaches_the_config_and_the_settings(tmp_path: Path) -> None:
+    folder = write_bundle(tmp_path / "zoo")
+    plain = open_bundle(folder, trust=True, device="cpu")
+    changed = open_bundle(folder, trust=True, device="cpu", changes=["inferer.roi_size=[8, 8, 8]"])
+    assert tuple(changed.inferer.roi_size) == (8, 8, 8)
+    assert changed.settings["set"] == ["inferer.roi_size=[8, 8, 8]"]
+    assert "set" not in plain.settings
+    with pytest.raises(BundleError, match="did you mean inferer::roi_size"):
+        open_bundle(folder, trust=True, device="cpu", changes=["inferer.roisize=8"])
+
+
 def test_own_bundle_needs_no_trust_and_reads_yaml(shelf: Path) -> None:
     write_bundle(shelf / "own", own=True)
     bundle = open_bundle("own", device="cpu")
