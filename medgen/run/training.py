@@ -21,6 +21,7 @@ from medgen.simulate.brain import simulate_brain
 from medgen.simulate.head import shell_labels
 from medgen.simulate.sample import head_grid
 from medgen.simulate.signal import t1_weighted, t2_weighted
+from medgen.simulate.trunk import trunk_hu
 
 _log = logging.getLogger(__name__)
 
@@ -104,6 +105,31 @@ def _simulated_item(grid: Grid, seed: int) -> dict[str, Any]:
         key: MetaTensor(torch.from_numpy(v.astype(np.float32))[None], affine=affine) for key, v in images.items()
     }
     return {**volumes, "weight": 1.0, "strip": False, "patient": f"simulated-{seed}"}
+
+
+def trunk_slabs(
+    count: int,
+    shape: tuple[int, int, int] = (64, 64, 4),
+    spacing: tuple[float, float, float] = (6.0, 6.0, 5.0),
+    first_seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Makes CT of trunks by formula, `target` each, for a training that shows that it runs.
+
+    Args:
+        count: simulated people.
+        shape: of the volumes `[voxels]`.
+        spacing: of their voxels `[mm]`.
+        first_seed: of the first; people of different seeds have different organs.
+    """
+    affine = np.diag([*spacing, 1.0])
+    grid = Grid((shape[0], shape[1], shape[2]), affine)
+    return [
+        {
+            "target": MetaTensor(torch.from_numpy(trunk_hu(grid, seed))[None], affine=torch.from_numpy(affine)),
+            "patient": f"simulated-{seed}",
+        }
+        for seed in range(first_seed, first_seed + count)
+    ]
 
 
 def shell_heads(

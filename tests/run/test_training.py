@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from medgen.errors import BundleError, NoInputError
-from medgen.run.training import simulated_items, start, training_items
+from medgen.run.training import simulated_items, start, training_items, trunk_slabs
 
 
 def write_manifest(folder: Path, name: str, patients: list[str]) -> None:
@@ -94,3 +94,13 @@ def test_a_group_may_say_what_a_role_is_to_be(tmp_path: Path) -> None:
     assert [item["target"] for item in items] == [str(tmp_path / "p1.nii.gz")]
     assert "image" not in items[0]
     assert items[0]["patient"] == "p1"
+
+
+def test_trunks_by_formula_are_ct_of_different_people() -> None:
+    first, second = trunk_slabs(2, shape=(32, 24, 2), spacing=(12.0, 12.0, 5.0))
+    assert first["target"].shape == (1, 32, 24, 2)
+    assert first["target"].min() == -1000
+    assert ((first["target"] > 0) & (first["target"] < 200)).float().mean() > 0.1
+    assert not torch.equal(first["target"], second["target"])
+    assert first["patient"] != second["patient"]
+    assert first["target"].pixdim.tolist() == [12.0, 12.0, 5.0]
