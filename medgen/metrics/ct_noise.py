@@ -88,6 +88,21 @@ def score_noise(
     return NoiseScore(float(rmse), float(psnr), float(ssim), float((x - y)[inside].mean()), int(inside.sum()))
 
 
+def score_item(
+    prediction: npt.ArrayLike, item: Mapping[str, npt.ArrayLike], hu_per_unit: float = 1000.0
+) -> dict[str, float]:
+    """Scores a prediction against an item's `target` in the soft window, as `medgen train` asks.
+
+    Args:
+        prediction: `(X, Y, Z)`, in the unit of the target.
+        item: volumes by role; where it has a `mask`, that counts above 0.5.
+        hu_per_unit: of both, with 0 for water; 1 where they are in HU.
+    """
+    image, target = (np.asarray(volume, dtype=np.float64) * hu_per_unit for volume in (prediction, item["target"]))
+    score = score_noise(image, target, np.asarray(item["mask"]) > 0.5 if "mask" in item else None)
+    return {name: float(getattr(score, name)) for name in ("psnr_db", "ssim", "rmse_hu", "shift_hu")}
+
+
 def _score_slice(
     x: npt.NDArray[np.float64], y: npt.NDArray[np.float64], inside: npt.NDArray[np.bool_], data_range: float
 ) -> tuple[float, float, float]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from medgen.errors import GeometryError, IntensityError
-from medgen.metrics.ct_noise import noise_power, noise_power_distance, score_noise, uniform_regions
+from medgen.metrics.ct_noise import noise_power, noise_power_distance, score_item, score_noise, uniform_regions
 
 
 def test_white_noise_has_flat_power_of_variance_times_area() -> None:
@@ -136,3 +136,17 @@ def test_what_cannot_be_scored_is_refused() -> None:
         score_noise(noisy, reference, reference * 0)
     with pytest.raises(IntensityError, match="soft, full"):
         score_noise(noisy, reference, window="lung")
+
+
+def test_an_item_is_scored_in_the_units_of_its_target() -> None:
+    rng = np.random.default_rng(0)
+    target = rng.uniform(-100, 200, (24, 24, 2))
+    noisy = target + rng.normal(0, 10, target.shape)
+    mask = np.zeros(target.shape)
+    mask[6:18] = 1
+    expected = score_noise(noisy, target, mask)
+    scores = score_item(noisy / 1000, {"target": target / 1000, "mask": mask})
+    assert scores["psnr_db"] == pytest.approx(expected.psnr_db)
+    assert scores["rmse_hu"] == pytest.approx(expected.rmse_hu)
+    whole = score_item(noisy, {"target": target}, hu_per_unit=1.0)
+    assert whole["ssim"] == pytest.approx(score_noise(noisy, target).ssim)
