@@ -23,6 +23,16 @@ def test_a_logit_sees_its_patch_only() -> None:
     assert not torch.equal(near[:, :, -2:], far[:, :, -2:])
 
 
+@pytest.mark.parametrize("detail_gain", [0.0, 2.0])
+def test_a_planar_one_judges_every_slice_by_itself(detail_gain: float) -> None:
+    network = PatchDiscriminator(2, (4, 8), spectral=False, planar=True, detail_gain=detail_gain).eval()
+    pair = torch.rand(1, 2, 16, 16, 3)
+    logits, features = network(pair)
+    assert logits.shape == (1, 1, 4, 4, 3)
+    assert features[0].shape == (1, 4, 8, 8, 3)
+    torch.testing.assert_close(network(pair[..., 1:2])[0], logits[..., 1:2])
+
+
 def test_spectral_norm_bounds_every_layer() -> None:
     torch.manual_seed(0)
     network = PatchDiscriminator(2, (4, 8))
