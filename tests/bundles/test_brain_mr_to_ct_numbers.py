@@ -13,7 +13,7 @@ from medgen.run.phantom import POSE, write_phantoms
 from medgen.run.protocol import find_protocol
 
 # Of two of the cards' eight people, with 10 % for other hardware: MAE over that of the best monotone mapping.
-CLAIMS = {"brain_mr_to_ct": 0.54, "brain_mr_to_ct_unpaired": 0.69}
+CLAIMS = {"brain_mr_to_ct": 0.48, "brain_mr_to_ct_unpaired": 0.69}
 
 
 @pytest.mark.slow
