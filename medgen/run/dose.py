@@ -151,7 +151,7 @@ def _write_one(case: Case, output: Path, how: tuple[float, str, float, int, int]
     scan = image[0, ..., first : first + slices if slices else None].numpy().astype(np.float32)
     scanner, told = CtScanner(), ""
     if kernel == "own" or not photons:
-        fit = fit_own_noise(scan, side, scanner)
+        fit = fit_own_noise(image[0].numpy(), side, scanner)  # of all slices: some have no uniform tissue
         if fit is None:
             raise InputError(
                 "expected uniform soft tissue of 64 x 64 pixels to measure the scan's own noise in, found none; "

@@ -65,6 +65,14 @@ def test_pairs_share_a_grid_and_the_middle_slices_stay_where_they_are(tmp_path: 
     assert more == pytest.approx(2.0, rel=0.2)  # a quarter of the dose, twice the noise
 
 
+def test_the_fit_looks_at_slices_that_are_not_written(tmp_path: Path) -> None:
+    volume = _noisy(3)
+    volume[..., 1] = np.random.default_rng(0).normal(0, 400, volume.shape[:2])
+    _save(volume, tmp_path / "in" / "a.nii.gz")
+    _, told = write_low_dose(tmp_path / "in", tmp_path / "out", fraction=0.5, slices=1)
+    assert told["a.nii.gz"].endswith("fitted in 2 regions")
+
+
 def test_what_cannot_be_used_costs_that_case_alone(tmp_path: Path) -> None:
     _save(_noisy(1), tmp_path / "in" / "good.nii.gz")
     _save(_noisy(1), tmp_path / "in" / "oblong.nii.gz", (0.8, 1.1))
