@@ -126,15 +126,19 @@ def write_low_dose(
         try:
             told[case.name] = _write_one(case, output, (fraction, kernel, photons, slices, seed))
         except InputError as error:
-            told[case.name] = f"{_LEFT_OUT}{error}"
-            listen(Event("failed", len(cases), number + 1, case.name, "lower the dose", str(error)))
+            reason = str(error).removeprefix(f"{case.files[0].name}: ")
+            told[case.name] = f"{_LEFT_OUT}{reason}"
+            listen(Event("failed", len(cases), number + 1, case.name, "lower the dose", reason))
     listen(Event("end", len(cases), len(cases)))
     if all(what.startswith(_LEFT_OUT) for what in told.values()):
         raise NoInputError(
             f"expected a CT that can be used, got {len(told)} that cannot; {cases[0].name}: "
             f"{told[cases[0].name].removeprefix(_LEFT_OUT)}"
         )
-    cohort = gather([output], {"image": "{patient}/{patient}_low.nii.gz", "target": "{patient}/{patient}_full.nii.gz"})
+    found = gather([output], {"image": "{patient}/{patient}_low.nii.gz", "target": "{patient}/{patient}_full.nii.gz"})
+    # The folder may hold pairs of an earlier call, of another dose.
+    written = {_name(case) for case in cases if not told[case.name].startswith(_LEFT_OUT)}
+    cohort = replace(found, cases=[case for case in found.cases if case["patient"] in written])
     write_manifest(
         cohort, output / "manifest.json", {"test": 1.0}, source="simulated", data_license="that of the scans"
     )
@@ -150,6 +154,7 @@ def _write_one(case: Case, output: Path, how: tuple[float, str, float, int, int]
     first = max(0, (image.shape[-1] - slices) // 2) if slices else 0
     scan = image[0, ..., first : first + slices if slices else None].numpy().astype(np.float32)
     scanner, told = CtScanner(), ""
+    chosen: str | float = kernel
     if kernel == "own" or not photons:
         fit = fit_own_noise(image[0].numpy(), side, scanner)  # of all slices: some have no uniform tissue
         if fit is None:
@@ -158,17 +163,20 @@ def _write_one(case: Case, output: Path, how: tuple[float, str, float, int, int]
                 "try --photons and --kernel"
             )
         photons, told = photons or fit.photons, f", fitted in {fit.regions} regions"
-        chosen: str | float = fit.kernel if kernel == "own" else kernel
-    else:
-        chosen = kernel
+        chosen = fit.kernel if kernel == "own" else kernel
     scanner = replace(scanner, photons=photons)
     low = lower_dose(scan, (side, side), fraction, np.random.default_rng(seed), kernel=chosen, scanner=scanner)
     affine = np.asarray(image.affine, dtype=np.float64).copy()
     affine[:3, 3] += affine[:3, 2] * first
-    name = re.sub(r"[^A-Za-z0-9-]", "-", case.stem.name)
+    name = _name(case)
     for volume, what in ((low, "low"), (scan, "full")):
         _write(volume, affine, output / name / f"{name}_{what}.nii.gz")
     return f"{scan.shape[-1]} slices, {photons:.3g} photons, kernel {chosen}{told}"
+
+
+def _name(case: Case) -> str:
+    """What a case's files are called: by its whole path, as two folders may hold files of one name."""
+    return re.sub(r"[^A-Za-z0-9-]", "-", str(case.stem))
 
 
 def _write(volume: Array, affine: npt.NDArray[np.float64], path: Path) -> None:

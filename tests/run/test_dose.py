@@ -98,3 +98,13 @@ def test_flux_and_kernel_can_be_given_where_nothing_can_be_fitted(tmp_path: Path
 def test_an_empty_folder_starts_nothing(tmp_path: Path) -> None:
     with pytest.raises(NoInputError, match="expected CT"):
         write_low_dose(tmp_path, tmp_path / "out", fraction=0.5)
+
+
+def test_files_of_one_name_in_two_folders_and_pairs_of_an_earlier_call_are_told_apart(tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        _save(_noisy(1, kernel=0.8 if folder == "one" else 1.2), tmp_path / "in" / folder / "ct.nii.gz")
+    cohort, told = write_low_dose(tmp_path / "in", tmp_path / "out", fraction=0.5)
+    assert len(told) == 2
+    assert [case["patient"] for case in cohort.cases] == ["one-ct", "two-ct"]
+    again, _ = write_low_dose(tmp_path / "in" / "two", tmp_path / "out", fraction=0.25)
+    assert [case["patient"] for case in again.cases] == ["ct"]
