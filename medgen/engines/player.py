@@ -13,6 +13,8 @@ from torch import Tensor, distributed, nn
 
 _log = logging.getLogger(__name__)
 
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the dimensions of a convolution's weights
+
 
 @dataclass
 class Player:
@@ -141,8 +143,12 @@ def average_over_ranks(parameters: Sequence[nn.Parameter]) -> None:
 
 
 def on_device(network: nn.Module, device: torch.device | str) -> nn.Module:
-    """Moves a network of 3D convolutions to a device, its weights channels last: what convolutions there want."""
-    return network.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload, no-any-return]
+    """Moves a network to a device, the weights of its convolutions channels last: what those want there."""
+    network = network.to(device)
+    for weight in network.parameters():
+        if weight.dim() in _CHANNELS_LAST:
+            weight.data = weight.data.to(memory_format=_CHANNELS_LAST[weight.dim()])
+    return network
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from typing import Any
 import jsonschema
 import nibabel
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 import yaml
@@ -26,6 +27,7 @@ from medgen.run.catalog import catalog_folders
 from medgen.run.metadata import read_metadata, weights_state
 from medgen.simulate.dicom import write_series
 from medgen.simulate.sample import head_grid, sagittal, simulate_t1
+from medgen.simulate.trunk import trunk_hu
 
 # Every folder on the shelf, also one that is not finished: half a bundle is no bundle. $MEDGEN_BUNDLES adds shelves.
 BUNDLES = [folder for shelf in catalog_folders() for folder in sorted(shelf.iterdir()) if folder.is_dir()]
@@ -92,22 +94,31 @@ def _monai_run(bundle: Path, dataset_dir: Path, output_dir: Path) -> subprocess.
     return subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
 
 
-def _write_cohort(folder: Path) -> list[Grid]:
+def _write_cohort(folder: Path, modality: str) -> list[Grid]:
     """Writes three NIfTI files, one of them oblique with thick slices, one with its axes turned, and a DICOM series.
 
-    They hold the middle of a brain, some 70 mm a side: one window for most networks.
+    They hold the middle of a brain (of a trunk for CT), some 70 mm a side: one window for most networks.
     """
+    image, suffix = (_trunk, "CT") if modality == "CT" else (simulate_t1, "T1w")
     plain = head_grid((44, 52, 46), (1.4, 1.5, 1.3))
     thick = head_grid((50, 62, 21), (1.3, 1.2, 3.3), tilt_degrees=14.0)
     turned = sagittal(head_grid((41, 53, 45), (1.5, 1.4, 1.6), tilt_degrees=-8.0))
     series = head_grid((36, 47, 39), (1.9, 1.5, 1.7), tilt_degrees=6.0)
     for index, grid in enumerate((plain, thick, turned)):
-        path = folder / f"sub-{index}" / "anat" / f"sub-{index}_T1w.nii.gz"
+        path = folder / f"sub-{index}" / "anat" / f"sub-{index}_{suffix}.nii.gz"
         path.parent.mkdir(parents=True)
-        voxels = np.rint(simulate_t1(grid, seed=index, head=index != 1)).astype(np.int16)
+        voxels = np.rint(image(grid, seed=index, head=index != 1)).astype(np.int16)
         nibabel.save(nibabel.Nifti1Image(voxels, grid.affine), path)
-    write_series(folder / "study" / "t1", simulate_t1(series, seed=3), series.affine)
+    write_series(folder / "study" / "series", image(series, seed=3), series.affine, modality)
     return [plain, thick, turned, series]
+
+
+def _trunk(grid: Grid, *, seed: int, head: bool = True) -> npt.NDArray[np.float32]:
+    """A CT with noise; without `head`, its field of view is round and padded."""
+    noise = np.random.default_rng(seed).normal(scale=15.0, size=grid.shape)
+    scan = (trunk_hu(grid, seed) + noise).astype(np.float32)
+    x, y = np.meshgrid(*[np.linspace(-1, 1, n) for n in grid.shape[:2]], indexing="ij")
+    return scan if head else np.where((np.hypot(x, y) > 1)[..., None], np.float32(-2000), scan)
 
 
 def test_files_are_there_and_small_enough(bundle: Path) -> None:
@@ -238,7 +249,7 @@ def test_torchscript_export_computes_the_same(bundle: Path, tmp_path: Path) -> N
 
 
 def test_monai_runs_it_over_a_mixed_folder_onto_the_grids_of_the_inputs(bundle: Path, tmp_path: Path) -> None:
-    grids = _write_cohort(tmp_path / "data")
+    grids = _write_cohort(tmp_path / "data", read_metadata(bundle).modality_in)
     done = _monai_run(bundle, tmp_path / "data", tmp_path / "out")
     assert done.returncode == 0, done.stderr[-2000:]
     images = [nibabel.load(path) for path in sorted((tmp_path / "out").rglob("*.nii.gz"))]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from medgen.engines.adversary import Adversary, ordered_share
-from medgen.engines.player import Player, frozen, move
+from medgen.engines.player import Player, frozen, move, on_device
 from medgen.engines.pool import ImagePool
 from medgen.losses.adversarial import hinge_d_loss, hinge_g_loss
 
@@ -155,3 +155,11 @@ def test_the_share_of_ordered_pairs_is_the_area_under_the_roc(shift: float, shar
     generator = torch.Generator().manual_seed(0)
     real, fake = torch.randn(4, 1, 9, 9, 9, generator=generator), torch.randn(4, 1, 9, 9, 9, generator=generator)
     assert ordered_share(real + shift, fake) == pytest.approx(share, abs=0.06)
+
+
+def test_networks_of_planes_and_of_volumes_get_their_weights_channels_last() -> None:
+    network = on_device(nn.ModuleList([nn.Conv2d(2, 4, 3), nn.Conv3d(2, 4, 3), nn.Linear(3, 2)]), "cpu")
+    plane, volume, line = network
+    assert plane.weight.is_contiguous(memory_format=torch.channels_last)
+    assert volume.weight.is_contiguous(memory_format=torch.channels_last_3d)
+    assert line.weight.is_contiguous()
