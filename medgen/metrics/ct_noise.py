@@ -172,32 +172,47 @@ def noise_power_distance(one: NoisePower, reference: NoisePower) -> float:
 
 
 def uniform_regions(
-    volume: npt.ArrayLike, *, low_hu: float = 0.0, high_hu: float = 150.0, share: float = 0.98
+    volume: npt.ArrayLike,
+    *,
+    low_hu: float = 0.0,
+    high_hu: float = 150.0,
+    share: float = 0.98,
+    spread_hu: float = 12.0,
 ) -> list[tuple[slice, slice, int]]:
-    """Finds 64 x 64 regions of soft tissue in axial slices, as those of the liver: where a spectrum can be measured.
+    """Finds 64 x 64 regions of uniform soft tissue in axial slices, as those of the liver: to measure a spectrum in.
 
     Args:
         volume: `(X, Y, Z)` `[HU]`; looked at after a Gaussian of 2 pixels, or the noise would decide.
         low_hu: soft tissue begins here.
         high_hu: and ends here.
         share: of a region's pixels that must be soft tissue.
+        spread_hu: most that the standard deviation within a region may be after that Gaussian. What is above some
+            10 HU is anatomy: vessels, bowel, borders of organs.
 
     Returns:
-        Places, not overlapping within a slice, to index the volume with; it may be empty.
+        Places, not overlapping within a slice, to index the volume with, the most uniform of a slice first; it may be
+        empty.
     """
-    smooth = gaussian_filter(np.asarray(volume, dtype=np.float32), (2.0, 2.0, 0.0))
-    inside = (smooth > low_hu) & (smooth < high_hu)
+    n = REGION_PIXELS
     found: list[tuple[slice, slice, int]] = []
-    for z in range(inside.shape[2]):
-        sums = np.pad(np.cumsum(np.cumsum(inside[..., z], axis=0, dtype=np.int64), axis=1), ((1, 0), (1, 0)))
-        n = REGION_PIXELS
-        count = sums[n:, n:] - sums[:-n, n:] - sums[n:, :-n] + sums[:-n, :-n]
-        free = count.astype(np.float64)
-        while free.size and free.max() >= share * n * n:
-            x, y = (int(i) for i in np.unravel_index(int(free.argmax()), free.shape))
+    for z, plane in enumerate(np.moveaxis(np.asarray(volume, dtype=np.float64), 2, 0)):
+        smooth = gaussian_filter(plane, 2.0)
+        inside = _box_means(((smooth > low_hu) & (smooth < high_hu)).astype(np.float64)) >= share
+        level = np.clip(smooth, low_hu, high_hu)
+        variance = _box_means(level**2) - _box_means(level) ** 2
+        variance[~inside | (variance > spread_hu**2)] = np.inf
+        while variance.size and np.isfinite(variance.min()):
+            x, y = (int(i) for i in np.unravel_index(int(variance.argmin()), variance.shape))
             found.append((slice(x, x + n), slice(y, y + n), z))
-            free[max(x - n + 1, 0) : x + n, max(y - n + 1, 0) : y + n] = 0
+            variance[max(x - n + 1, 0) : x + n, max(y - n + 1, 0) : y + n] = np.inf
     return found
+
+
+def _box_means(plane: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Returns the mean of every region of a plane, by the place of its first pixel."""
+    n = REGION_PIXELS
+    sums = np.pad(np.cumsum(np.cumsum(plane, axis=0), axis=1), ((1, 0), (1, 0)))
+    return np.asarray((sums[n:, n:] - sums[:-n, n:] - sums[n:, :-n] + sums[:-n, :-n]) / n**2)
 
 
 def _detrended(region: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

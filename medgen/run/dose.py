@@ -28,6 +28,8 @@ _AXES = (("L", "R"), ("P", "A"), ("I", "S"))
 _FIT_FROM, _FIT_TO = 0.25, 0.6
 _CUTOFFS = tuple(np.arange(0.5, 2.01, 0.1).round(1).tolist())
 _FIT_SLICES = 2
+# The most uniform regions, if there are some; anatomy in the others is taken for noise, in part.
+_SPREADS_HU, _ENOUGH_REGIONS = (10.0, 15.0, 25.0), 4
 _LEFT_OUT = "left out: "
 _EXTREMES_HU = (-32768.0, 32767.0)
 
@@ -61,7 +63,10 @@ def fit_own_noise(volume: npt.ArrayLike, pixel_mm: float, scanner: CtScanner | N
         the fit, or None where the scan has no uniform region of 64 x 64 pixels.
     """
     scan, scanner = np.asarray(volume, dtype=np.float32), scanner or CtScanner()
-    places = uniform_regions(scan, low_hu=20.0, high_hu=180.0)
+    for spread in _SPREADS_HU:
+        places = uniform_regions(scan, low_hu=20.0, high_hu=180.0, spread_hu=spread)
+        if len(places) >= _ENOUGH_REGIONS:
+            break
     if not places:
         return None
     counts = {z: sum(place[2] == z for place in places) for z in {place[2] for place in places}}

@@ -59,10 +59,10 @@ def test_wrong_regions_are_refused() -> None:
 
 
 def test_uniform_regions_lie_in_soft_tissue_and_apart() -> None:
-    volume = np.full((200, 160, 2), -1000.0)
-    volume[10:150, 20:150, 0] = 60.0
+    volume = np.full((320, 240, 2), -1000.0)
+    volume[10:300, 20:230, 0] = 60.0
     volume[80, 90, 0] = 900.0  # a speck of bone is below the tolerance
-    volume[..., 0] += np.random.default_rng(5).normal(0, 80, (200, 160))
+    volume[..., 0] += np.random.default_rng(5).normal(0, 80, (320, 240))
     found = uniform_regions(volume)
     assert len(found) >= 2
     assert all(z == 0 for _, _, z in found)
@@ -72,6 +72,16 @@ def test_uniform_regions_lie_in_soft_tissue_and_apart() -> None:
         taken[place] += 1
     assert taken.max() == 1
     assert uniform_regions(np.full((40, 40, 1), 60.0)) == []
+
+
+def test_a_border_between_two_organs_is_not_uniform() -> None:
+    volume = np.full((200, 64, 1), 40.0)
+    volume[100:] = 110.0
+    found = uniform_regions(volume, spread_hu=1.0)
+    assert found
+    assert all(np.ptp(volume[place]) == 0 for place in found)
+    assert len(uniform_regions(volume[68:132])) == 0
+    assert len(uniform_regions(volume[68:132], spread_hu=40.0)) == 1
 
 
 def _pair(sigma: float = 20.0) -> tuple[np.ndarray, np.ndarray]:
