@@ -73,15 +73,8 @@ class SliceDenoiser(nn.Module):
         """Denoises `(B, 1, X, Y, Z)`, slices along Z; X and Y are multiples of 2 ** levels."""
         batch, _, x, y, z = image.shape
         slabs = self._slabs(image)
-        features = self.stem(functional.pixel_unshuffle(slabs, 2))
-        skips: list[Tensor] = []
-        for level, block in enumerate(self.down):
-            if level > 0:
-                skips.append(features)
-                for step, shrink in enumerate(self.shrink):  # TorchScript knows no index of a module list
-                    if step == level - 1:
-                        features = shrink(features)
-            features = block(features)
+        skips = self._descend(slabs)
+        features = skips.pop()
         for widen, block in zip(self.widen, self.up):  # noqa: B905 - TorchScript knows no strict
             wide = functional.interpolate(widen(features), scale_factor=2.0, mode="bilinear", align_corners=False)
             features = block(wide + skips.pop())
@@ -89,6 +82,22 @@ class SliceDenoiser(nn.Module):
         noise = self.noise(functional.leaky_relu(self.detail(pixels), 0.1))
         denoised: Tensor = image - noise.reshape(batch, z, 1, x, y).permute(0, 2, 3, 4, 1)
         return denoised
+
+    def features(self, image: Tensor) -> list[Tensor]:
+        """Returns what is seen on the way down in every slice, finest first: `(B * Z, channels, X / 2, Y / 2)`, ..."""
+        return self._descend(self._slabs(image))
+
+    def _descend(self, slabs: Tensor) -> list[Tensor]:
+        features = self.stem(functional.pixel_unshuffle(slabs, 2))
+        seen: list[Tensor] = []
+        for level, block in enumerate(self.down):
+            if level > 0:
+                for step, shrink in enumerate(self.shrink):  # TorchScript knows no index of a module list
+                    if step == level - 1:
+                        features = shrink(features)
+            features = block(features)
+            seen.append(features)
+        return seen
 
     def _slabs(self, image: Tensor) -> Tensor:
         """Lays each slice with its neighbours into channels: `(B, 1, X, Y, Z)` to `(B * Z, slab, X, Y)`."""
