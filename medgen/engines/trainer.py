@@ -33,7 +33,9 @@ class ImageTrainer(Trainer):  # type: ignore[misc]
         players: everything whose weights move.
         options: `amp`: autocast of the networks' passes, `bf16` (or true: needs no loss scaling), `fp16` (scaled) or
             false; losses get float32; `seed`: of the epochs' random numbers, None leaves them alone; `deterministic`:
-            only algorithms that give the same result again (slower); `train_handlers`: ignite handlers.
+            only algorithms that give the same result again (slower; for the process, from here on). On a GPU torch has
+            none for the gradients of replicate padding and of interpolation, which most networks here use: it warns
+            of those and goes on; `train_handlers`: ignite handlers.
         names: further options that the subclass reads.
         averages: which player each moving average follows, None for one that nothing follows.
 
@@ -60,7 +62,7 @@ class ImageTrainer(Trainer):  # type: ignore[misc]
         self.half = _half(chosen.get("amp", False))
         self.seed: int | None = chosen.get("seed")
         if chosen.get("deterministic", False):
-            torch.use_deterministic_algorithms(mode=True)
+            torch.use_deterministic_algorithms(mode=True, warn_only=torch.device(device).type == "cuda")
         if self.half is torch.float16:
             for player in self.players:
                 player.scaler = player.scaler or torch.amp.GradScaler(torch.device(device).type)
@@ -151,6 +153,8 @@ def join_ranks() -> torch.device:
     """
     cuda = torch.cuda.is_available()
     local = int(os.environ.get("LOCAL_RANK", "0"))
+    if cuda:
+        torch.cuda.set_device(local)  # what objects that are broadcast pass through
     if "RANK" in os.environ and not distributed.is_initialized():
         distributed.init_process_group("nccl" if cuda else "gloo")
     return torch.device("cuda", local) if cuda else torch.device("cpu")

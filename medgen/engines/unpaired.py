@@ -106,7 +106,8 @@ class UnpairedTrainer(ImageTrainer):
     """Each iteration moves both generators by one loss, then both discriminators by one each.
 
     `engine.state.output` has `loss`, `g_loss` (both adversarial parts), `cycle_loss`, `d_loss`, `g_pull` and what
-    `Adversary.learn` tells (of the forward direction), `pred` (translated `image`) and `real` (`target`).
+    `Adversary.learn` tells (of the forward direction), `pred` (translated `image`) and `real` (`target`); where the
+    cycle is learnt, `back` has the same of the other direction.
 
     Args:
         device: where batches go.
@@ -149,10 +150,10 @@ class UnpairedTrainer(ImageTrainer):
         if guess is not None and self.state.epoch <= self.rules.guess_epochs:
             return {**self._learn_guess(guess, b), "real": b}
         (a,) = self._to_device(batchdata, "image")
-        fake_b, fake_a, told = self._move_generators(a, b, guess)
-        told |= self._teach(self.back, a, fake_a)
+        fake_b, fake_a, told, back = self._move_generators(a, b, guess)
+        back |= self._teach(self.back, a, fake_a)
         told |= self._teach(self.forth, b, fake_b)
-        return {**told, "pred": fake_b, "real": b}
+        return {**told, "pred": fake_b, "real": b, "back": {**back, "pred": fake_a, "real": a}}
 
     def _learn_guess(self, guess: Tensor, b: Tensor) -> dict[str, Any]:
         guessed, loss = self._guessed(guess, b)
@@ -173,14 +174,20 @@ class UnpairedTrainer(ImageTrainer):
         distance = self.rules.guess_loss or self.rules.cycle_loss
         return translation, self.rules.guess_weight * distance(translation, b)
 
-    def _move_generators(self, a: Tensor, b: Tensor, guess: Tensor | None) -> tuple[Tensor, Tensor, dict[str, float]]:
+    def _move_generators(
+        self, a: Tensor, b: Tensor, guess: Tensor | None
+    ) -> tuple[Tensor, Tensor, dict[str, float], dict[str, float]]:
+        """Returns both translations, and what each direction tells."""
         with self._autocast():
             fake_b, fake_a = self.forth(a), self.back(b)
             back_a = self.back(self._noisy(fake_b))
             back_b = self.forth(self._noisy(fake_a))
             felt_b, felt_a = self._felt(self.forth, fake_b), self._felt(self.back, fake_a)
         felt = felt_b + felt_a
-        pull = {"g_pull": gradient_norm(felt_b, fake_b).item()} if felt_b.requires_grad else {}
+        pulls = [
+            {"g_pull": gradient_norm(felt, fake).item()} if felt.requires_grad else {}
+            for felt, fake in ((felt_b, fake_b), (felt_a, fake_a))
+        ]
         cycle = self.rules.cycle_loss(back_a.float(), a) + self.rules.cycle_loss(back_b.float(), b)
         loss = felt + self.rules.cycle_weight * (cycle + self._identity(a, b))
         if self.rules.anatomy_loss is not None:
@@ -192,8 +199,12 @@ class UnpairedTrainer(ImageTrainer):
         if guess is not None:
             loss = loss + self._guessed(guess, b)[1]
         self._step([self.forth, self.back], loss)
-        told = {"loss": loss.item(), "g_loss": felt.item(), "cycle_loss": cycle.item(), **pull}
-        return fake_b.float().detach(), fake_a.float().detach(), told | {"g_norm": self.forth.generator.norm}
+        shared_by_both = {"loss": loss.item(), "g_loss": felt.item(), "cycle_loss": cycle.item()}
+        told, back = (
+            {**shared_by_both, **pull, "g_norm": direction.generator.norm}
+            for direction, pull in zip((self.forth, self.back), pulls, strict=True)
+        )
+        return fake_b.float().detach(), fake_a.float().detach(), told, back
 
     def _step(self, directions: list[Direction], loss: Tensor) -> None:
         moved = move([direction.generator for direction in directions], loss)

@@ -27,6 +27,21 @@ def reconstruct_spatial(network: nn.Module, image: Tensor) -> tuple[Tensor, Tens
     return reconstruction, mean, 2 * deviation.clamp_min(1e-8).log()
 
 
+def encode_dense(network: nn.Module, image: Tensor) -> Tensor:
+    """Returns the code of an image in MONAI's `VarAutoEncoder`: the mean, nothing drawn, whatever the network's mode.
+
+    Its `forward` draws unless the network was built with `use_mean_at_inference` and is in evaluation mode.
+    """
+    mean: Tensor = network.encode_forward(image)[0]  # type: ignore[operator]
+    return mean
+
+
+def encode_spatial(network: nn.Module, image: Tensor) -> Tensor:
+    """Returns the code of an image in MONAI's `AutoencoderKL`: the mean, nothing drawn. Its `forward` always draws."""
+    mean: Tensor = network.encode(image)[0]  # type: ignore[operator]
+    return mean
+
+
 class VariationalTrainer(ImageTrainer):
     """Each iteration moves the autoencoder, then (while one plays) the adversary of its reconstructions.
 

@@ -226,7 +226,7 @@ def evaluate_job(  # noqa: PLR0913 - one parameter an option
 def manifest_pairs(manifest: Path, split: str, data_root: Path | None = None) -> list[Pair]:
     """Returns the cases of one split of a manifest with their truths (`target`).
 
-    A `brain` or `body` mask counts where one is given. A case is called by its image's path in the manifest.
+    A mask (`brain`, `body` or `mask`) counts where one is given. A case is called by its image's path in the manifest.
 
     Raises:
         ManifestError: the manifest is not valid, or one of its cases has no `image` or no `target`.
@@ -241,7 +241,7 @@ def manifest_pairs(manifest: Path, split: str, data_root: Path | None = None) ->
                 f"{manifest.name}: expected an image and a target for every case of {split}, one has no {min(missing)}"
             )
         image, truth = (_one_case(root, Path(item[role])) for role in ("image", "target"))
-        role = next((role for role in ("brain", "body") if role in item), None)
+        role = next((role for role in ("brain", "body", "mask") if role in item), None)
         mask = _one_case(root, Path(item[role])) if role else None
         pairs.append(Pair(image, truth, item["patient"], mask))
     return pairs

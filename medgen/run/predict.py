@@ -19,6 +19,7 @@ from monai.data import ImageReader, MetaTensor, decollate_batch, list_data_colla
 from medgen.case import Case, Result
 from medgen.errors import BundleError, DeviceError, GeometryError, IntensityError, MedgenError, OutputError
 from medgen.geometry import Grid
+from medgen.infer.memory import kept_memory
 from medgen.infer.windows import WindowInferer
 from medgen.read.reader import flags_of
 from medgen.run.bundle import OpenBundle
@@ -109,7 +110,7 @@ def compute(bundle: OpenBundle, prepared: Prepared) -> Predicted:
     inputs = images if windows else images.to(bundle.device)
     amp = bundle.amp and not windows and bundle.device.type == "cuda"
     try:
-        with torch.no_grad(), torch.autocast(bundle.device.type, enabled=amp):
+        with torch.no_grad(), torch.autocast(bundle.device.type, enabled=amp), kept_memory(bundle.device):
             pred = bundle.inferer(inputs, bundle.network)
     except torch.OutOfMemoryError as error:
         raise DeviceError(

@@ -42,7 +42,7 @@ def check_items(
     """Checks that the files of a datalist exist, that pairs lie on one grid, and that values are usable.
 
     Args:
-        items: with paths by role, or with volumes (nothing to check then but values).
+        items: with paths by role; volumes that a config makes itself are taken as they are.
         registers: the preprocessing registers pairs itself, so that grids may differ.
         paired: `target` belongs to the same item's `image`; unpaired lists need no common grid.
         voxels: items, spread over the list, whose voxels are read too; grids of all are read from headers.
@@ -84,8 +84,8 @@ def leaks(train: Iterable[Mapping[str, Any]], validation: Iterable[Mapping[str, 
 
 
 def registers_pairs(config: object) -> bool:
-    """Says whether a training config names a registering transform."""
-    return "RegisterToSourced" in str(config)
+    """Says whether preprocessing brings pairs onto one grid, by registering them or by what their headers say."""
+    return any(name in str(config) for name in ("RegisterToSourced", "ResampleToMatchd"))
 
 
 def _patients(items: Iterable[Mapping[str, Any]]) -> set[str]:

@@ -14,6 +14,7 @@ from monai.bundle import ConfigParser
 import medgen
 from medgen.engines.health import HealthMonitor
 from medgen.errors import BundleError, MedgenError, NoInputError, root_cause
+from medgen.run.checkpoint import FINAL, checkpoints
 from medgen.run.preflight import Check, check_items, leaks, registers_pairs
 from medgen.run.track import Tracker, open_tracker
 from medgen.run.train_config import TrainRequest, open_training
@@ -22,7 +23,7 @@ from medgen.run.validate import BEST, TABLE, Validator
 from medgen.run.weights import find_weights
 from medgen.write.atomic import atomic_text
 
-FINAL, CARD, RECORD = "model.pt", "README.md", "train.json"
+CARD, RECORD = "README.md", "train.json"
 _LOG_EVERY = 10
 _NUMBERS = ("loss", "g_loss", "d_loss", "cycle_loss", "reconstruction_loss", "kl")
 
@@ -83,10 +84,12 @@ def plan_training(request: TrainRequest) -> list[Check]:
     _, parser = open_training(request)
     items = _parsed(parser, "train::dataset::data")
     ranges = parser.get("ranges", None)
-    checks = check_items(items, registers=registers_pairs(parser.get()), paired=not _unpaired(parser), ranges=ranges)
+    registers = registers_pairs(parser["train::preprocessing"]) if "train::preprocessing" in parser else False
+    checks = check_items(items, registers=registers, paired=not _unpaired(parser), ranges=ranges)
     if "validate::dataset::data" in parser:
         held_out = _parsed(parser, "validate::dataset::data")
-        checks += check_items(held_out, registers=True, voxels=0) if held_out else []
+        registers = "validate::preprocessing" in parser and registers_pairs(parser["validate::preprocessing"])
+        checks += check_items(held_out, registers=registers, ranges=ranges) if held_out else []
         checks += leaks(items, held_out)
     return checks
 
@@ -103,7 +106,8 @@ def train_job(request: TrainRequest, listen: Listen = lambda event: None) -> Tra
         raise NoInputError(f"{wrong[0].what}: {wrong[0].finding}{more}")
     entry, parser = open_training(request)
     request.output.mkdir(parents=True, exist_ok=True)
-    resume = _last_checkpoint(request.output)
+    found = checkpoints(request.output)
+    resume = str(found[-1]) if found else ""
     if request.weights and not resume:
         _load_weights(parser, request, entry.folder)
     if "initialize" in parser:
@@ -207,11 +211,6 @@ def _unpaired(parser: ConfigParser) -> bool:
     return "UnpairedTrainer" in str(parser["train::trainer"])
 
 
-def _last_checkpoint(folder: Path) -> str:
-    found = sorted(folder.glob("checkpoint_epoch=*.pt"), key=lambda path: int(path.stem.rpartition("=")[2]))
-    return str(found[-1]) if found else ""
-
-
 def _load_weights(parser: ConfigParser, request: TrainRequest, folder: Path) -> None:
     path = find_weights(folder, "") if request.weights == "bundle" else Path(request.weights)
     if not path.is_file():
@@ -228,6 +227,12 @@ def _load_weights(parser: ConfigParser, request: TrainRequest, folder: Path) -> 
             raise BundleError(f"the weights in {path.name} do not fit the config's network: {reason}") from error
 
 
+def _files(folder: Path) -> str:
+    """Says which of a training's results are there."""
+    told = {TABLE: "Each case and epoch", BEST: "Weights of the best epoch", FINAL: "Weights of the last epoch"}
+    return "\n".join(f"{what}: `{name}`." for name, what in told.items() if (folder / name).is_file())
+
+
 def _write_card(summary: TrainSummary, request: TrainRequest, bundle: str) -> None:
     """Writes what a model card needs and only its author can finish, and the same for programs."""
     rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in summary.measured.items()) or "| not measured | |"
@@ -242,7 +247,7 @@ Trained for {summary.epochs} epochs with medgen {medgen.__version__} on {data}. 
 |---|---|
 {rows}
 
-Each case and epoch: `{TABLE}`. Weights of that epoch: `{BEST}`; of the last: `{FINAL}`.
+{_files(summary.output)}
 
 ## Health
 {found}

@@ -105,7 +105,8 @@ def _use_manifest(parser: ConfigParser, request: TrainRequest) -> None:
             )
         group: dict[str, Any] = {"manifest": str(find_manifest(request.data).absolute())}
         if name.startswith("validate"):  # nothing can be measured on what has no target
-            parser[f"{name}::split"], group["roles"] = "validation", ["image", "target"]
+            parser[f"{name}::split"] = "validation"
+            group |= {"roles": ["image", "target"], "also": ["mask"]}
         parser[f"{name}::groups"] = [group]
 
 

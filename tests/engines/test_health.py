@@ -122,6 +122,32 @@ def test_slow_halves_the_rate_of_the_discriminator() -> None:
     assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-2 * 0.5**vanished)
 
 
+def test_a_remedy_that_would_do_harm_or_cannot_be_had_is_not_said_to_be_done() -> None:
+    trainer = gan((1e-2, 1e-4), epochs=10)
+    optimizer = trainer.adversary.player.optimizer
+    monitor = HealthMonitor("slow", [optimizer])
+    monitor.attach(trainer)
+    trainer.run()
+    assert {(finding.ailment, finding.remedy) for finding in monitor.findings} == {("collapse", "warn")}
+    assert optimizer.param_groups[0]["lr"] == 1e-4
+
+    never_well = HealthMonitor("rollback", [optimizer], {"rival": trainer.adversary.player}, patience=10, every=10)
+    engine = Engine(lambda engine, batch: {"loss": float("nan")})
+    never_well.attach(engine)
+    engine.run(range(40))
+    assert [(finding.ailment, finding.remedy) for finding in never_well.findings] == [("dead", "slow")]
+
+
+def test_the_way_back_of_a_cycle_is_judged_too() -> None:
+    monitor = HealthMonitor(patience=50)
+    well, ill = {"loss": 1.0, "g_norm": 1.0}, {"loss": 1.0, "g_norm": 0.0}
+    engine = Engine(lambda engine, batch: {**well, "back": ill})
+    monitor.attach(engine)
+    engine.run(range(100))
+    assert [finding.message.partition(":")[0] for finding in monitor.findings] == ["way back"]
+    assert monitor.summary() == {"g_norm": 1.0, "back_g_norm": 0.0}
+
+
 def test_rollback_returns_to_the_last_healthy_epoch() -> None:
     trainer = gan((1e-3, 1e-3), penalty=partial(r1_penalty, weight=1.0), epochs=8)
     players = {"generator": trainer.generator, "discriminator": trainer.adversary.player}
@@ -286,7 +312,7 @@ def test_a_pull_that_fades_slowly_is_held_against_the_strongest_ever() -> None:
     assert ailments(monitor) == {"vanishing"}
     resumed = HealthMonitor()
     resumed.load_state_dict(monitor.state_dict())
-    assert resumed.strongest_pull == monitor.strongest_pull > 0.9
+    assert resumed.vitals[""].strongest_pull == monitor.vitals[""].strongest_pull > 0.9
 
 
 def test_mean_distance_of_known_points() -> None:

@@ -207,6 +207,27 @@ def test_images_that_carry_their_history_train_as_plain_ones_do() -> None:
     assert torch.equal(weights(plain), weights(carrying))
 
 
+def test_deterministic_asks_torch_for_it() -> None:
+    network = nn.Conv3d(1, 1, 1)
+    player = Player(network, torch.optim.SGD(network.parameters(), 0.1))
+    try:
+        PairedTrainer("cpu", 1, batches(), player, absolute, options={"deterministic": True})
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(mode=False)
+
+
+def test_a_step_is_as_long_as_the_gradient_is_allowed_to_be() -> None:
+    weight = nn.Parameter(torch.zeros(2))
+    network = nn.Module()
+    network.weight = weight
+    player = Player(network, torch.optim.SGD([weight], 1.0), clip_norm=0.5)
+    player.step((weight * torch.tensor([3.0, 4.0])).sum())
+    torch.testing.assert_close(weight.detach(), -torch.tensor([0.3, 0.4]), rtol=1e-4, atol=1e-5)
+    assert player.norm == pytest.approx(5.0)
+
+
 def test_an_unknown_option_is_named() -> None:
     network = nn.Conv3d(1, 1, 1)
     with pytest.raises(ValueError, match="halve"):

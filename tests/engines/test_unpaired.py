@@ -1,15 +1,19 @@
 """CycleGAN's terms, each on numbers that can be worked out."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from medgen.engines.adversary import Adversary
+from medgen.engines.health import HealthMonitor
 from medgen.engines.player import MovingAverage, Player
 from medgen.engines.pool import ImagePool
 from medgen.engines.unpaired import CycleRules, Direction, UnpairedTrainer
 from medgen.errors import NoInputError
 from medgen.losses.adversarial import least_squares_d_loss, least_squares_g_loss
+from medgen.losses.penalty import r1_penalty
 from medgen.nets.cascade import CascadeGenerator
 
 
@@ -53,6 +57,45 @@ def test_the_terms_are_those_of_the_paper() -> None:
     assert out["loss"] == pytest.approx(felt + 10 * (cycle + identity))
     # What health reads: the gradient of 0.5 * mean((f - 1)^2) at 16 voxels of f = 2.
     assert out["g_pull"] == pytest.approx(((2 - 1) / 16) * 16**0.5)
+    assert out["back"]["g_pull"] == pytest.approx(((1 - 0.75) / 16) * 16**0.5)
+    assert torch.equal(out["back"]["pred"], torch.full((2, 1, 2, 2, 2), 0.75))
+    assert torch.equal(out["back"]["real"], torch.full((2, 1, 2, 2, 2), 1.0))
+    assert {"d_accuracy", "d_norm", "g_norm"} <= out["back"].keys()
+
+
+def test_a_healthy_cycle_raises_no_alarm_and_one_whose_way_back_is_dead_does() -> None:
+    generator = torch.Generator().manual_seed(0)
+    data = [
+        {"image": torch.rand(4, 1, 4, 4, 4, generator=generator), "target": 2 + torch.rand(4, 1, 4, 4, 4)}
+        for _ in range(40)
+    ]
+
+    class Line(nn.Module):
+        def __init__(self, inputs: int = 1, dead: bool = False) -> None:
+            super().__init__()
+            self.layer, self.dead = nn.Conv3d(inputs, 1, 1), dead
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x) * (0.0 if self.dead else 1.0)
+
+    def run(dead: bool) -> list[str]:
+        torch.manual_seed(0)
+        ways = []
+        for kaput in (False, dead):
+            players = [Player(n, torch.optim.Adam(n.parameters(), 2e-3)) for n in (Line(dead=kaput), Line())]
+            penalty = partial(r1_penalty, weight=1.0)
+            ways.append(
+                Direction(
+                    players[0], Adversary(players[1], least_squares_d_loss, least_squares_g_loss, penalty=penalty)
+                )
+            )
+        monitor = HealthMonitor(patience=200)
+        options = {"seed": 1, "train_handlers": [monitor]}
+        UnpairedTrainer("cpu", 20, data, *ways, CycleRules(identity_weight=0.0), options).run()
+        return [finding.message for finding in monitor.findings]
+
+    assert run(dead=False) == []
+    assert any(message.startswith("way back: ") for message in run(dead=True))
 
 
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])

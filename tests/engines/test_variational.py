@@ -6,9 +6,18 @@ from ignite.engine import Events
 from monai.networks.nets import AutoencoderKL, VarAutoEncoder
 from torch import Tensor
 
+from medgen.engines.adversary import Adversary
 from medgen.engines.player import MovingAverage, Player
-from medgen.engines.variational import VariationalTrainer, reconstruct_dense, reconstruct_spatial
+from medgen.engines.variational import (
+    VariationalTrainer,
+    encode_dense,
+    encode_spatial,
+    reconstruct_dense,
+    reconstruct_spatial,
+)
+from medgen.losses.adversarial import hinge_d_loss, hinge_g_loss
 from medgen.losses.divergence import gaussian_kl
+from medgen.nets.patchgan import PatchDiscriminator
 
 
 def dense() -> VarAutoEncoder:
@@ -71,13 +80,55 @@ def test_a_dense_code_is_encoded_as_its_mean() -> None:
         torch.testing.assert_close(reconstruction, network.decode_forward(mean, use_sigmoid=False))
 
 
-def test_a_spatial_code_gives_its_log_variance() -> None:
+def spatial() -> AutoencoderKL:
     torch.manual_seed(0)
-    network = AutoencoderKL(
+    return AutoencoderKL(
         2, 1, 1, (1, 1), (8, 8), attention_levels=(False, False), latent_channels=2, norm_num_groups=4,
         with_encoder_nonlocal_attn=False, with_decoder_nonlocal_attn=False,
     ).eval()  # fmt: skip
-    image = stripes()[0]["image"]
+
+
+@pytest.mark.parametrize(("make", "encode"), [(dense, encode_dense), (spatial, encode_spatial)])
+def test_encoding_draws_nothing(make: object, encode: object) -> None:
+    network, image = make(), stripes()[0]["image"]  # type: ignore[operator]
+    for mode in (True, False):
+        network.train(mode)
+        with torch.no_grad():
+            first, second = (encode(network, image) for _ in range(2))  # type: ignore[operator]
+        assert torch.equal(first, second)
+        assert first.std() > 0
+
+
+def test_an_adversary_of_reconstructions_plays_and_is_felt() -> None:
+    """A VAE-GAN: a discriminator of volumes, here of one plane each."""
+    network = dense()
+    torch.manual_seed(1)
+    judge = PatchDiscriminator(in_channels=1, channels=[4], planar=True)
+    before = [p.detach().clone() for p in judge.parameters()]
+
+    class Plane(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.judge = judge
+
+        def forward(self, image: Tensor) -> Tensor:
+            return self.judge(image[..., None])[0]
+
+    rival = Player(Plane(), torch.optim.Adam(judge.parameters(), 1e-3))
+    adversary = Adversary(rival, hinge_d_loss, hinge_g_loss, weight=0.5, first_epoch=2)
+    player = Player(network, torch.optim.Adam(network.parameters(), 3e-3))
+    engine = VariationalTrainer("cpu", 2, stripes(4), player, error, gaussian_kl, adversary, {"seed": 1})
+    losses: dict[int, dict[str, float]] = {}
+    engine.add_event_handler(Events.EPOCH_COMPLETED, lambda e: losses.update({e.state.epoch: dict(told(e))}))
+    engine.run()
+    assert losses[1]["d_loss"] == losses[1]["g_loss"] == 0
+    assert losses[2]["d_loss"] > 0
+    assert losses[2]["g_pull"] > 0
+    assert any(not torch.equal(a, b) for a, b in zip(before, judge.parameters(), strict=True))
+
+
+def test_a_spatial_code_gives_its_log_variance() -> None:
+    network, image = spatial(), stripes()[0]["image"]
     with torch.no_grad():
         _, mean, log_variance = reconstruct_spatial(network, image)
         expected_mean, deviation = network.encode(image)
