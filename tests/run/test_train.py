@@ -2,21 +2,28 @@
 
 import csv
 import json
+import re
+import shutil
 import zipfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from typer.testing import CliRunner
 
 from medgen.cli import app
-from medgen.errors import BundleError, ManifestError, NoInputError
+from medgen.errors import BundleError, ManifestError, NoInputError, UntrustedError
+from medgen.run.build import gather, write_manifest
+from medgen.run.catalog import find_bundle, list_bundles
 from medgen.run.preflight import check_items, leaks
 from medgen.run.train import TrainEvent, TrainRequest, plan_training, train_job
 from medgen.run.train_config import open_training
+from medgen.simulate.sample import head_grid, simulate_t1
 
 BUNDLE = "brain_t1_to_t2"
 
@@ -133,6 +140,90 @@ def test_a_training_leaves_weights_a_table_pictures_and_a_card(trained: tuple[Pa
     assert list((folder / "tensorboard").glob("events*"))
 
 
+def test_what_is_tracked_are_numbers_and_nobody(tmp_path: Path) -> None:
+    """Twelve iterations: numbers are told after every tenth."""
+    train_job(smoke(tmp_path, "train.trainer.max_epochs=6", tracker="tensorboard"))
+    [events] = (tmp_path / "tensorboard").glob("events*")
+    told = EventAccumulator(str(tmp_path / "tensorboard"))
+    told.Reload()
+    assert {"loss", "g_loss", "d_loss", "health/g_norm", "validation/psnr_db"} <= set(told.Tags()["scalars"])
+    [loss] = told.Scalars("loss")
+    assert loss.step == 10
+    assert loss.value > 0
+    assert b"simulated-" not in events.read_bytes()  # what the patients of the smoke training are called
+
+
+def test_an_ailment_is_told_at_once_and_stands_in_card_and_record(tmp_path: Path) -> None:
+    events: list[TrainEvent] = []
+    # No samples are ten times as different as real images, so each run has collapsed by this limit.
+    limit = "health.limits={_target_: medgen.engines.symptoms.Limits, diversity: 10.0}"
+    changes = ["train.trainer.max_epochs=20", "health.every=2", "health.patience=2", limit, "health.remedy=stop"]
+    train_job(smoke(tmp_path, *changes), events.append)
+    [message] = [event.message for event in events if event.kind == "health"]
+    assert message.startswith("mode collapse")
+    record = json.loads((tmp_path / "train.json").read_text())
+    assert record["epochs"] < 20
+    [finding] = record["findings"]
+    assert message in finding
+    assert finding in (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", [entry.name for entry in list_bundles()])
+def test_the_smoke_training_of_every_bundle_runs_by_the_command(tmp_path: Path, name: str) -> None:
+    summary = train_job(TrainRequest(name, tmp_path, config="smoke", tracker="none"))
+    assert summary.epochs == 1
+    assert summary.measured
+    card = (tmp_path / "README.md").read_text()
+    named = re.findall(r"`([a-z]+\.(?:pt|csv))`", card)
+    assert named
+    assert all((tmp_path / file).is_file() for file in named)
+
+
+def head(path: Path, seed: int, ct: bool) -> str:
+    grid = head_grid((34, 38, 36), (5.0, 5.2, 5.1))
+    image = simulate_t1(grid, seed=seed)
+    voxels = image / image.max() * 1500 - 1000 if ct else image
+    nib.save(nib.Nifti1Image(voxels.astype(np.float32), grid.affine), path)
+    return str(path)
+
+
+def cohort(folder: Path, in_hu: bool = True) -> Path:
+    """A manifest of three people with MR and CT, one of them for validation."""
+    for person in range(3):
+        for role in ("T1w", "CT"):
+            head(folder / f"sub-{person}_{role}.nii.gz", person, ct=in_hu and role == "CT")
+    patterns = {"image": "sub-{patient}_T1w.nii.gz", "target": "sub-{patient}_CT.nii.gz"}
+    found = gather([folder], patterns)
+    write_manifest(found, folder / "cohort.json", {"train": 0.67, "validation": 0.33}, source="x", data_license="x")
+    return folder / "cohort.json"
+
+
+def with_data(output: Path, manifest: Path, *changes: str) -> TrainRequest:
+    small = ["max_epochs=1", "iterations_per_epoch=2", "window=[64, 64, 64]", "adversarial_weight=0", "workers=0"]
+    small += ["train.dataloader.persistent_workers=false", "train.dataloader.prefetch_factor=null"]
+    return TrainRequest("brain_mr_to_ct", output, data=manifest, changes=(*small, *changes), tracker="none")
+
+
+def test_a_bundle_trains_on_somebody_elses_pairs(tmp_path: Path) -> None:
+    summary = train_job(with_data(tmp_path / "run", cohort(tmp_path)))
+    assert summary.measured["mae_hu"] > 0
+    with (tmp_path / "run" / "validation.csv").open() as stream:
+        assert len({row["patient"] for row in csv.DictReader(stream)}) == 1
+    assert all(torch.isfinite(value).all() for value in torch.load(tmp_path / "run" / "model.pt").values())
+
+
+def test_data_that_would_spoil_a_training_are_refused_before_it_starts(tmp_path: Path) -> None:
+    manifest = cohort(tmp_path)
+    with pytest.raises(NoInputError, match="a patient belongs to one split"):
+        train_job(with_data(tmp_path / "run", manifest, "validate.dataset.data.split=train"))
+    with pytest.raises(NoInputError, match="in HU"):
+        train_job(with_data(tmp_path / "run", cohort(tmp_path, in_hu=False)))
+    (tmp_path / "sub-1_CT.nii.gz").unlink()
+    with pytest.raises(NoInputError, match="is not there"):
+        train_job(with_data(tmp_path / "run", manifest))
+    assert not (tmp_path / "run").exists()
+
+
 def test_it_tells_how_it_goes(trained: tuple[Path, list[TrainEvent]]) -> None:
     kinds = [event.kind for event in trained[1]]
     assert kinds[0] == "begin"
@@ -171,6 +262,18 @@ def test_weights_to_begin_with_are_those_the_first_step_starts_from(
     still = ["train.trainer.max_epochs=1", "optimizer.lr=0", "optimizer.adam_lr=0"]
     train_job(smoke(tmp_path, *still, weights=str(trained[0] / "best.pt")))
     torch.testing.assert_close(weights(tmp_path / "best.pt"), weights(trained[0] / "best.pt"))
+
+
+def test_the_bundles_own_weights_are_one_word(trained: tuple[Path, list[TrainEvent]], tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    shutil.copytree(find_bundle(BUNDLE).folder, mine, ignore=shutil.ignore_patterns("*.pt", "*.png"))
+    shutil.copy(trained[0] / "best.pt", mine / "models" / "model.pt")
+    still = ("train.trainer.max_epochs=1", "optimizer.lr=0", "optimizer.adam_lr=0")
+    request = TrainRequest(str(mine), tmp_path / "run", config="smoke", changes=still, weights="bundle", tracker="none")
+    with pytest.raises(UntrustedError):
+        train_job(request)
+    train_job(replace(request, trust=True))
+    torch.testing.assert_close(weights(tmp_path / "run" / "best.pt"), weights(trained[0] / "best.pt"))
 
 
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
