@@ -73,7 +73,7 @@ def training_items(
         pairs = datalist_from_manifest(folder / group["manifest"], split, Path(dataset_dir))
         for pair in pairs:
             roles = group.get("roles", pair.keys())
-            keys = roles if isinstance(roles, Mapping) else dict(zip(roles, roles, strict=True))
+            keys: dict[str, str] = dict(roles) if isinstance(roles, Mapping) else {role: role for role in roles}
             if pair["patient"] not in exclude and keys.keys() <= pair.keys():
                 keys |= {role: role for role in group.get("also", ()) if role in pair}
                 items.append({**{key: pair[role] for role, key in keys.items()}, "patient": pair["patient"], **added})

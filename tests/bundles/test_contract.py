@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 import medgen
+from medgen.errors import root_cause
 from medgen.geometry import Grid
 from medgen.provenance import file_sha256
 from medgen.run.catalog import catalog_folders
@@ -41,6 +43,7 @@ FILES = (
     "configs/logging.conf",
     *(f"configs/{name}.yaml" for name in CONFIGS),
 )
+_ROLES = ("image", "target")
 LARGEST_FILE_BYTES = 25 * 2**20  # the model zoo's limit for a file in the tree
 SCHEMA = Path(__file__).parent / "meta_schema_20240725.json"
 
@@ -293,6 +296,26 @@ def _write_pairs(folder: Path) -> list[dict[str, Any]]:
     return items
 
 
+def test_evaluate_measures_the_bundle_that_it_lies_in(bundle: Path, tmp_path: Path) -> None:
+    cases = []
+    for pair in _write_pairs(tmp_path):
+        files = {role: {"path": Path(pair[role]).name, "sha256": file_sha256(Path(pair[role]))} for role in _ROLES}
+        for role in _ROLES:
+            files[role]["size_bytes"] = Path(pair[role]).stat().st_size
+        cases.append({"patient": pair["patient"], "files": files, "split": "test"})
+    manifest = {"schema": "medgen-manifest-1", "name": "pairs", "description": "x", "license": "x", "source": "x"}
+    (tmp_path / "pairs.json").write_text(json.dumps({**manifest, "cases": cases}))
+    override = {"manifest": str(tmp_path / "pairs.json"), "dataset_dir": str(tmp_path), "split": "test"}
+    override["output_dir"] = str(tmp_path / "out")
+    _workflow(bundle, "evaluate", "infer", **override).run()
+    assert len((tmp_path / "out" / "metrics.csv").read_text().splitlines()) >= 1 + len(cases)
+    other = tmp_path / "other"
+    shutil.copytree(bundle, other, ignore=shutil.ignore_patterns("model.pt", "*.png"))
+    with pytest.raises(RuntimeError) as refused:
+        _workflow(other, "evaluate", "infer", **override).run()
+    assert "weights" in str(root_cause(refused.value))
+
+
 def test_training_starts_on_pairs_as_monai_label_starts_it(bundle: Path, tmp_path: Path) -> None:
     pairs = _write_pairs(tmp_path)
     items = [{"image": pair["image"], "label": pair["target"]} for pair in pairs]  # all that its datastore knows
@@ -312,6 +335,7 @@ def test_training_starts_on_pairs_as_monai_label_starts_it(bundle: Path, tmp_pat
     assert isinstance(parser.get("train#handlers"), list)  # to which MONAI Label adds its own
     workflow.run()
     assert parser.get_parsed_content("train#trainer").state.iteration == 2
+    assert parser.get_parsed_content("schedule").t_total == 2
     held_out = parser.get_parsed_content("validate#dataset")
     assert [set(held_out[n]) >= {"image", "target"} for n in range(len(held_out))] == [True] * len(held_out)
     assert len(held_out) >= 1
@@ -326,6 +350,7 @@ def test_the_schedule_and_the_adversary_follow_a_shorter_training(bundle: Path) 
     for key in ("max_epochs", "train#trainer#max_epochs"):
         parser = _workflow(bundle, "train", "train", **{key: 20}).parser
         assert parser.get_parsed_content("train#trainer#max_epochs") == 20
+        assert parser.get("schedule")["t_total"] == "$@train::trainer::max_epochs * len(@train::dataloader)"
         for name in ("adversary_first_epoch", "guess_epochs"):
             if name in parser:
                 assert 10 <= parser.get_parsed_content(name) <= 17
