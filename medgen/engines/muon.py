@@ -1,7 +1,6 @@
 """An optimizer for short trainings: the step of each convolution is made orthogonal, all else follows Adam.
 
-Where a training has only minutes, each step has to count: on T1 to T2 this reached a given loss in about two thirds
-of the steps that AdamW took.
+For trainings that have only minutes, in which each step has to count.
 """
 
 from collections.abc import Callable

@@ -164,6 +164,13 @@ def frozen(network: nn.Module) -> Iterator[None]:
             p.requires_grad = True
 
 
+def share_weights(network: nn.Module) -> None:
+    """Gives the network of every process of `torchrun` the weights and buffers of the first one's."""
+    if across_ranks():
+        for tensor in (*network.parameters(), *network.buffers()):
+            distributed.broadcast(tensor.data, src=0)
+
+
 class MovingAverage:
     """A copy of a network whose weights follow the original's slowly; it is the one to keep.
 

@@ -12,7 +12,7 @@ from ignite.engine import Engine, Events
 from monai.engines import Trainer
 from torch import Tensor, distributed, nn
 
-from medgen.engines.player import MovingAverage, Player, rank
+from medgen.engines.player import MovingAverage, Player, rank, share_weights
 from medgen.errors import DeviceError
 
 Batch = Mapping[str, Any]
@@ -59,6 +59,8 @@ class ImageTrainer(Trainer):  # type: ignore[misc]
         if unknown := sorted(set(chosen) - set(known)):
             raise ValueError(f"expected options {', '.join(known)}, got {', '.join(unknown)}")
         self.players, self.averages = list(players), list(averages)
+        for network in [p.network for p in players] + [average.network for _, average in averages if average]:
+            share_weights(network)  # processes may have begun with different ones
         self.half = _half(chosen.get("amp", False))
         self.seed: int | None = chosen.get("seed")
         if chosen.get("deterministic", False):
