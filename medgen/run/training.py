@@ -114,20 +114,22 @@ def trunk_slabs(
     shape: tuple[int, int, int] = (64, 64, 4),
     spacing: tuple[float, float, float] = (6.0, 6.0, 5.0),
     first_seed: int = 0,
+    key: str = "target",
 ) -> list[dict[str, Any]]:
-    """Makes CT of trunks by formula, `target` each, for a training that shows that it runs.
+    """Makes CT of trunks by formula, one an item, for a training that shows that it runs.
 
     Args:
         count: simulated people.
         shape: of the volumes `[voxels]`.
         spacing: of their voxels `[mm]`.
         first_seed: of the first; people of different seeds have different organs.
+        key: where the CT goes: another than `target` where files of that key are loaded.
     """
     affine = np.diag([*spacing, 1.0])
     grid = Grid((shape[0], shape[1], shape[2]), affine)
     return [
         {
-            "target": MetaTensor(torch.from_numpy(trunk_hu(grid, seed))[None], affine=torch.from_numpy(affine)),
+            key: MetaTensor(torch.from_numpy(trunk_hu(grid, seed))[None], affine=torch.from_numpy(affine)),
             "patient": f"simulated-{seed}",
         }
         for seed in range(first_seed, first_seed + count)

@@ -104,3 +104,17 @@ def test_trunks_by_formula_are_ct_of_different_people() -> None:
     assert not torch.equal(first["target"], second["target"])
     assert first["patient"] != second["patient"]
     assert first["target"].pixdim.tolist() == [12.0, 12.0, 5.0]
+    [named] = trunk_slabs(1, shape=(32, 24, 2), spacing=(12.0, 12.0, 5.0), key="trunk")
+    assert torch.equal(named["trunk"], first["target"])
+    assert "target" not in named
+
+
+def test_masks_are_taken_where_a_case_has_them(tmp_path: Path) -> None:
+    write_manifest(tmp_path, "m", ["a", "b"])
+    content = json.loads((tmp_path / "m.json").read_text())
+    content["cases"][0]["files"]["mask"] = {"path": "mask.nii.gz", "sha256": "0" * 64}
+    (tmp_path / "m.json").write_text(json.dumps(content))
+    group = {"manifest": "m.json", "roles": ["image", "target"], "also": ["mask"]}
+    items = training_items([group], str(tmp_path), str(tmp_path))
+    assert ["mask" in item for item in items] == [True, False]
+    assert all({"image", "target"} <= item.keys() for item in items)
