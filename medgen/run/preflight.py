@@ -110,7 +110,7 @@ def _grid_checks(name: str, grids: Mapping[str, Grid], *, registers: bool) -> li
     if not difference:
         return []
     if registers:
-        return [Check(name, f"lies on another grid and is registered: {difference}")]
+        return [Check(name, f"lies on another grid and is brought onto that of its image: {difference}")]
     return [Check(name, f"lies on another grid than its image: {difference}; register it first", wrong=True)]
 
 
