@@ -43,6 +43,9 @@ class SliceDenoiser(nn.Module):
         blocks: residual blocks at each level, on the way down and again on the way up.
         neighbours: slices seen on each side; beyond the ends of a series, and for a single slice, the last one again.
         polish: features of each pixel that the last two convolutions see.
+        alone: share of the slices that see themselves in place of their neighbours while the network trains. Otherwise
+            it learns that what neighbours share is anatomy, and leaves the noise of a single slice, whose neighbours
+            are itself, where it is.
     """
 
     def __init__(
@@ -51,9 +54,10 @@ class SliceDenoiser(nn.Module):
         blocks: Sequence[int] = (1, 1, 2),
         neighbours: int = 1,
         polish: int = 8,
+        alone: float = 0.0,
     ) -> None:
         super().__init__()
-        self.neighbours = neighbours
+        self.neighbours, self.alone = neighbours, alone
         slab = 2 * neighbours + 1
         steps = list(pairwise(channels))
         self.stem = nn.Conv2d(4 * slab, channels[0], 3, padding=1, padding_mode="replicate")
@@ -106,6 +110,9 @@ class SliceDenoiser(nn.Module):
         places = torch.arange(z, device=image.device)
         parts = [image.index_select(4, (places + shift).clamp(0, z - 1)) for shift in range(-n, n + 1)]
         slabs: Tensor = torch.cat(parts, dim=1).permute(0, 4, 1, 2, 3).reshape(batch * z, 2 * n + 1, x, y)
+        if self.training and self.alone > 0:
+            alone = torch.rand(batch * z, 1, 1, 1, device=image.device) < self.alone
+            slabs = torch.where(alone, slabs[:, n : n + 1].expand_as(slabs), slabs)
         return slabs
 
 

@@ -13,6 +13,8 @@ from torch.nn import functional
 from medgen.errors import GeometryError
 from medgen.simulate.dose import PADDING_HU, CtScanner, missing_noise, noise_fields
 
+_AIR_HU = -1024.0  # the least that is stored for what was measured
+_MATCHED = 0.5  # how often
 _RIM = 16  # pixels around a window that hide its end from the filter, which is periodic
 
 
@@ -84,7 +86,9 @@ class RandLowDosed(Randomizable, MapTransform):  # type: ignore[misc]
         flux: range of the scanner's photons, relative to those that the noise was drawn for; its logarithm is uniform.
         sharpness: range of the factor by which the scan's own finest detail, and its noise, is raised or lowered first,
             as by another kernel; its logarithm is uniform. (1, 1) leaves scans as they are.
-        allow_missing_keys: pass items without a scan on.
+        own_cutoff_per_mm: where the scan's own kernel ends (`medgen lowdose` tells). Where it is given, half of the
+            scans are brought to the kernel of the added noise, if that is softer: one kernel makes an image and all of
+            its noise.
     """
 
     def __init__(
@@ -96,11 +100,12 @@ class RandLowDosed(Randomizable, MapTransform):  # type: ignore[misc]
         cutoff_per_mm: tuple[float, float] = (0.6, 1.6),
         flux: tuple[float, float] = (0.5, 2.0),
         sharpness: tuple[float, float] = (1.0, 1.0),
-        allow_missing_keys: bool = False,
+        own_cutoff_per_mm: float | None = None,
     ) -> None:
-        MapTransform.__init__(self, keys, allow_missing_keys)
+        MapTransform.__init__(self, keys)
         self.image_key, self.noise_key = image_key, noise_key
         self.fraction, self.cutoff_per_mm, self.flux, self.sharpness = fraction, cutoff_per_mm, flux, sharpness
+        self.own_cutoff_per_mm = own_cutoff_per_mm
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Adds the missing noise; padding stays padding."""
@@ -113,8 +118,12 @@ class RandLowDosed(Randomizable, MapTransform):  # type: ignore[misc]
             fraction, flux, sharpness = (float(np.exp(self.R.uniform(*np.log(ends)))) for ends in ranges)
             cutoff = float(self.R.uniform(*self.cutoff_per_mm))
             side = pixel_side_mm(scan)
-            if sharpness != 1:
-                scan = result[key] = torch.where(scan > PADDING_HU, sharpened(scan, side, sharpness), scan)
+            own = self.own_cutoff_per_mm if self.R.random() < _MATCHED else None
+            if own is not None or sharpness != 1:
+                other = sharpened(scan, side, sharpness)
+                if own is not None:
+                    other = softened(other, side, own, cutoff)
+                scan = result[key] = torch.where(scan > PADDING_HU, other, scan)
             # Noise is as likely as its negative. Fewer photons: that of their number rises with the root, that of the
             # electronics in proportion.
             signs = self.R.choice((-1.0, 1.0), size=2)
@@ -131,7 +140,20 @@ def seen_through(noise: Tensor, pixel_mm: float, cutoff_per_mm: float) -> Tensor
     What a kernel does to projections it does to the image in all directions (central slice theorem), so noise that was
     reconstructed without one can get any, later.
     """
-    return _filtered(noise, pixel_mm, lambda f: 0.5 + 0.5 * torch.cos(torch.pi * (f / cutoff_per_mm).clamp_max(1.0)))
+    return _filtered(noise, pixel_mm, lambda f: _hann(f, cutoff_per_mm))
+
+
+def softened(scan: Tensor, pixel_mm: float, own_cutoff_per_mm: float, cutoff_per_mm: float) -> Tensor:
+    """Brings a scan `(1, X, Y, Z)` `[HU]` from its own reconstruction kernel to a softer one; to a sharper, leaves it.
+
+    Padding is taken for air here.
+    """
+    air = torch.as_tensor(scan).clamp_min(_AIR_HU)
+    return _filtered(
+        air,
+        pixel_mm,
+        lambda f: (_hann(f, cutoff_per_mm) / _hann(f, own_cutoff_per_mm).clamp_min(1e-3)).clamp_max(1.0),
+    )
 
 
 def sharpened(scan: Tensor, pixel_mm: float, gain: float) -> Tensor:
@@ -140,10 +162,14 @@ def sharpened(scan: Tensor, pixel_mm: float, gain: float) -> Tensor:
     Padding is taken for air here.
     """
     finest = 0.5 / pixel_mm
-    air = torch.as_tensor(scan).clamp_min(-1024.0)
+    air = torch.as_tensor(scan).clamp_min(_AIR_HU)
     return _filtered(
         air, pixel_mm, lambda f: 1 + (gain - 1) * torch.sin(0.5 * torch.pi * (f / finest).clamp_max(1)) ** 2
     )
+
+
+def _hann(frequency: Tensor, cutoff_per_mm: float) -> Tensor:
+    return 0.5 + 0.5 * torch.cos(torch.pi * (frequency / cutoff_per_mm).clamp_max(1.0))
 
 
 def _filtered(volume: Tensor, pixel_mm: float, transfer: Callable[[Tensor], Tensor]) -> Tensor:

@@ -44,6 +44,18 @@ def test_a_single_slice_is_a_stack_of_equal_ones() -> None:
     torch.testing.assert_close(network(image.expand(-1, -1, -1, -1, 3))[..., 1:2], network(image))
 
 
+def test_slices_that_train_alone_see_themselves_and_others_their_neighbours() -> None:
+    network = _moved(neighbours=1, alone=0.5)
+    image = torch.randn(1, 1, 16, 16, 64)
+    with_neighbours, by_itself = network(image), torch.cat([network(image[..., z : z + 1]) for z in range(64)], dim=-1)
+    torch.manual_seed(0)
+    trained = network.train()(image)
+    seen = [torch.allclose(trained[..., z], by_itself[..., z], atol=1e-6) for z in range(64)]
+    assert 20 <= sum(seen) <= 44
+    for z, alone in enumerate(seen):
+        torch.testing.assert_close(trained[..., z], (by_itself if alone else with_neighbours)[..., z])
+
+
 def test_slices_of_a_batch_do_not_mix() -> None:
     network = _moved()
     images = torch.randn(3, 1, 16, 16, 2)

@@ -10,7 +10,7 @@ from monai.transforms import Compose, RandSpatialCropd
 
 from medgen.errors import GeometryError
 from medgen.metrics.ct_noise import noise_power, noise_power_distance
-from medgen.prepare.dose import DoseFieldsd, RandLowDosed, RandSlabsd, pixel_side_mm, seen_through, sharpened
+from medgen.prepare.dose import DoseFieldsd, RandLowDosed, RandSlabsd, pixel_side_mm, seen_through, sharpened, softened
 from medgen.simulate.dose import CtScanner, noise_fields
 
 _PIXEL_MM = 1.2
@@ -142,6 +142,30 @@ def test_a_sharper_kernel_is_learnt_with_the_scan_and_its_padding_stays() -> Non
     assert float(made["target"][..., 20:, :].std()) > 1.2 * float(scan[..., 20:, :].std())
     torch.testing.assert_close(made["image"].as_tensor(), made["target"].as_tensor())
     assert float(scan[..., 20:, :].std()) == pytest.approx(10.0, rel=0.05)
+
+
+def test_a_softer_kernel_leaves_of_a_scan_what_it_would_have_made_of_it() -> None:
+    grain = torch.from_numpy(np.random.default_rng(0).normal(size=(1, 96, 96, 1)).astype(np.float32))
+    own = seen_through(grain, _PIXEL_MM, 0.9)
+    torch.testing.assert_close(
+        softened(own, _PIXEL_MM, 0.9, 0.4), seen_through(grain, _PIXEL_MM, 0.4), atol=0.02, rtol=0
+    )
+    torch.testing.assert_close(softened(own, _PIXEL_MM, 0.9, 1.2), own, atol=1e-4, rtol=0)
+
+
+def test_half_of_the_scans_share_the_kernel_of_their_noise() -> None:
+    scan = _scan(96, 1)
+    scan += torch.from_numpy(np.random.default_rng(0).normal(scale=20.0, size=scan.shape).astype(np.float32))
+    scan[:, :6] = -2048.0
+    item = _fields(scan)
+    chosen = RandLowDosed("target", cutoff_per_mm=(0.3, 0.3), own_cutoff_per_mm=1.2)
+    chosen.set_random_state(0)
+    spread = [float(chosen(dict(item))["target"][0, 32:64, 32:64].std()) for _ in range(20)]
+    soft = [value < 12 for value in spread]
+    assert 4 <= sum(soft) <= 16
+    assert all(value == pytest.approx(20, rel=0.1) for value, low in zip(spread, soft, strict=True) if not low)
+    made = chosen(dict(item))
+    assert (made["target"][:, :6] == -2048.0).all()
 
 
 def test_a_pair_of_two_doses_passes_as_it_is() -> None:
