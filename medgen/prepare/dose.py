@@ -87,8 +87,8 @@ class RandLowDosed(Randomizable, MapTransform):  # type: ignore[misc]
         sharpness: range of the factor by which the scan's own finest detail, and its noise, is raised or lowered first,
             as by another kernel; its logarithm is uniform. (1, 1) leaves scans as they are.
         own_cutoff_per_mm: where the scan's own kernel ends (`medgen lowdose` tells). Where it is given, half of the
-            scans are brought to the kernel of the added noise, if that is softer: one kernel makes an image and all of
-            its noise.
+            scans are brought to the kernel of the added noise, if that is softer, and the noise gets the scan's
+            sharpness: one kernel makes an image and all of its noise.
     """
 
     def __init__(
@@ -130,6 +130,8 @@ class RandLowDosed(Randomizable, MapTransform):  # type: ignore[misc]
             gains = np.float32(signs[0] * flux**-0.5), np.float32(signs[1] / flux)
             noise = missing_noise((fields[:1] * gains[0], fields[1:] * gains[1]), fraction)
             shaped = seen_through(torch.from_numpy(noise), side, cutoff)
+            if own is not None:
+                shaped = _filtered(shaped, side, _emphasis(side, sharpness))
             result[self.image_key] = torch.where(scan > PADDING_HU, scan + shaped, scan)
         return result
 
@@ -161,11 +163,13 @@ def sharpened(scan: Tensor, pixel_mm: float, gain: float) -> Tensor:
 
     Padding is taken for air here.
     """
+    return _filtered(torch.as_tensor(scan).clamp_min(_AIR_HU), pixel_mm, _emphasis(pixel_mm, gain))
+
+
+def _emphasis(pixel_mm: float, gain: float) -> Callable[[Tensor], Tensor]:
+    """Returns a transfer function that rises from 1 to `gain` at half a cycle a pixel."""
     finest = 0.5 / pixel_mm
-    air = torch.as_tensor(scan).clamp_min(_AIR_HU)
-    return _filtered(
-        air, pixel_mm, lambda f: 1 + (gain - 1) * torch.sin(0.5 * torch.pi * (f / finest).clamp_max(1)) ** 2
-    )
+    return lambda f: 1 + (gain - 1) * torch.sin(0.5 * torch.pi * (f / finest).clamp_max(1)) ** 2
 
 
 def _hann(frequency: Tensor, cutoff_per_mm: float) -> Tensor:

@@ -168,6 +168,27 @@ def test_half_of_the_scans_share_the_kernel_of_their_noise() -> None:
     assert (made["target"][:, :6] == -2048.0).all()
 
 
+def test_noise_that_shares_the_kernel_is_as_sharp_as_the_scan() -> None:
+    item = _fields(_scan(96, 1))
+
+    def deviations(sharpness: float) -> set[float]:
+        chosen = RandLowDosed(
+            "target",
+            fraction=(0.2, 0.2),
+            flux=(1.0, 1.0),
+            cutoff_per_mm=(0.9, 0.9),
+            sharpness=(sharpness,) * 2,
+            own_cutoff_per_mm=0.9,
+        ).set_random_state(0)
+        made = [chosen(dict(item)) for _ in range(8)]
+        return {round(float((one["image"] - one["target"])[0, 32:64, 32:64].std()), 1) for one in made}
+
+    [plain] = deviations(1.0)
+    low, high = sorted(deviations(1.8))  # half of the time as it was, half of the time sharper
+    assert low == plain
+    assert high > 1.2 * plain
+
+
 def test_a_pair_of_two_doses_passes_as_it_is() -> None:
     pair = {"image": _noise_of(4), "target": _noise_of(5)}
     chain = Compose([DoseFieldsd("target"), RandLowDosed("target")])
