@@ -62,12 +62,20 @@ class OutputKind:
         modality: DICOM modality of the result, `"MR"` or `"CT"`.
         description: one line for a series description and a caption, such as `"Synthetic T2-weighted"`.
         unit: `"HU"`, `"label"` or `"arbitrary"`.
+        process: one word for what it is: `"synthetic"`, or what was done to a scan that stays one, such as
+            `"denoised"`.
     """
 
     suffix: str
     modality: str
     description: str
     unit: str = "arbitrary"
+    process: str = "synthetic"
+
+    @property
+    def synthetic(self) -> bool:
+        """Returns whether it shows what no scanner measured."""
+        return self.process == "synthetic"
 
 
 @dataclass(frozen=True, eq=False)

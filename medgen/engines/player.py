@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-_log = logging.getLogger(__name__)
+from medgen.nets.layout import channels_last
 
-_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the dimensions of a convolution's weights
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -144,11 +144,7 @@ def average_over_ranks(parameters: Sequence[nn.Parameter]) -> None:
 
 def on_device(network: nn.Module, device: torch.device | str) -> nn.Module:
     """Moves a network to a device, the weights of its convolutions channels last: what those want there."""
-    network = network.to(device)
-    for weight in network.parameters():
-        if weight.dim() in _CHANNELS_LAST:
-            weight.data = weight.data.to(memory_format=_CHANNELS_LAST[weight.dim()])
-    return network
+    return channels_last(network.to(device))
 
 
 @contextmanager

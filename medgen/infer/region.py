@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 from monai.data import MetaTensor
@@ -15,9 +16,11 @@ NOT_VALIDATED_FLAG = "not-validated"
 REGIONS = ("abdomen", "chest", "head")
 # HU
 _BODY, _LUNG, _BONE = -300.0, (-950.0, -600.0), 250.0
-_COLDEST_TISSUE = -500.0  # an image without anything below it has no air, and is no CT
+# An image without anything below it has no air and is no CT; what a header calls one may be cut from within a body, but
+# without fat it is not in HU.
+_COLDEST_TISSUE, _COLDEST_INSIDE = -500.0, -50.0
 # Slices of a chest are a fifth lung and more; of an abdomen only those at the dome of the diaphragm are.
-_CHEST_LUNG = 0.15
+_CHEST_LUNG, _CHEST_SHARE = 0.15, 0.35
 _HEAD_WIDTH_MM, _HEAD_DEPTH_MM, _HEAD_BONE = 230.0, 270.0, 0.08
 
 
@@ -26,7 +29,7 @@ class CtCheck:
 
     Args:
         validated: of `REGIONS`; the others are flagged `not-validated`.
-        pixel_mm: least and most side of a pixel in a slice `[mm]`.
+        pixel_mm: least and most side of a pixel in an axial slice `[mm]`. Thick coronal slices are none.
     """
 
     def __init__(self, validated: Sequence[str] = ("abdomen",), pixel_mm: tuple[float, float] = (0.3, 1.2)) -> None:
@@ -37,14 +40,17 @@ class CtCheck:
         """Returns the verdict on an image `(1, X, Y, Z)` as read, before any preprocessing."""
         volume = np.asarray(image[0].numpy(), dtype=np.float32)
         affine = np.asarray(image.affine, dtype=np.float64)
-        side = float(np.sort(spacing_mm(affine))[:2].max())  # of the two finest axes
+        axes = nib.io_orientation(affine)[:, 0]
+        side = float(spacing_mm(affine)[axes < 2].max())
         measures = body_measures(view_of(volume, affine, whole=True).image)
         region = region_of(measures)
-        modality = str(image.meta.get("modality") or "CT")
+        stated = str(image.meta.get("modality") or "")
+        airless = float(volume.min()) > (_COLDEST_INSIDE if stated == "CT" else _COLDEST_TISSUE)
+        partly = measures["chest_share"] > _CHEST_SHARE and "chest" not in self.validated
         noticed = {
-            MODALITY_FLAG: modality != "CT" or float(volume.min()) > _COLDEST_TISSUE,
+            MODALITY_FLAG: airless or stated not in {"", "CT"},
             RESOLUTION_FLAG: not self.pixel_mm[0] <= side <= self.pixel_mm[1],
-            NOT_VALIDATED_FLAG: region not in self.validated,
+            NOT_VALIDATED_FLAG: partly or region not in self.validated,
         }
         scores = {"pixel_mm": side, **measures, **{f"is_{name}": float(name == region) for name in REGIONS}}
         return InputVerdict(
@@ -66,15 +72,17 @@ def body_measures(view: npt.NDArray[np.float32]) -> dict[str, float]:
     """Measures the body in the slices of a view `(X, Y, Z)` of `VIEW_MM` voxels `[HU]`, RAS: the median slice counts.
 
     Returns:
-        `width_mm` and `depth_mm` of the largest slice, `area_cm2`, and the shares of `lung` and `bone` in it.
+        `width_mm` and `depth_mm` of the largest slice, `area_cm2`, the shares of `lung` and `bone` in it, and
+        `chest_share`, that of the slices that are of a chest.
     """
     rows = [row for z in range(view.shape[2]) if (row := _measured(view[..., z]))]
     if not rows:
-        return dict.fromkeys(("width_mm", "depth_mm", "area_cm2", "lung", "bone"), 0.0)
+        return dict.fromkeys(("width_mm", "depth_mm", "area_cm2", "lung", "bone", "chest_share"), 0.0)
     columns = np.array(rows)
     width, depth = columns[:, :2].max(axis=0)
     area, lung, bone = np.median(columns[:, 2:], axis=0)
-    return {"width_mm": width, "depth_mm": depth, "area_cm2": area, "lung": lung, "bone": bone}
+    chest = float((columns[:, 3] > _CHEST_LUNG).mean())
+    return {"width_mm": width, "depth_mm": depth, "area_cm2": area, "lung": lung, "bone": bone, "chest_share": chest}
 
 
 def _measured(plane: npt.NDArray[np.float32]) -> tuple[float, float, float, float, float] | None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from medgen.errors import BundleError, IntensityError
 from medgen.infer.memory import Load, batch_that_fits, fits, free_bytes, is_out_of_memory, release_memory
 from medgen.infer.mosaic import Mosaic, Window, cut_windows, feed, pad_to
+from medgen.nets.layout import channels_last
 
 logger = logging.getLogger(__name__)
 
@@ -245,8 +246,7 @@ class _Forward:
             layout = torch.channels_last_3d if windows.ndim == 5 else torch.channels_last
             windows = windows.contiguous(memory_format=layout)
             if isinstance(self.network, nn.Module):
-                # The values stay; cuDNN need not turn the weights at every call. torch's stubs lack this overload.
-                self.network.to(memory_format=layout)  # type: ignore[call-overload]
+                channels_last(self.network)  # the values stay; cuDNN need not turn the weights at every call
         lowered = self.dtype != torch.float32
         with torch.autocast(self.device.type, dtype=self.dtype if lowered else None, enabled=lowered):
             output = self.network(windows, *self._args, **self._kwargs)

@@ -183,11 +183,11 @@ class BlendSourced(MapTransform):  # type: ignore[misc]
     """Goes from the input towards the result as far as `strength` says, and leaves alone what no network has seen.
 
     Args:
-        keys: results `(1, X, Y, Z)` `[HU]` on the grid of the source.
+        keys: results `(1, X, Y, Z)` `[HU]` on the grid of the source, made of the source clipped as `hu_to_unit` does.
         source_key: the input as it was read `[HU]`.
         strength: 0 is the input, 1 the result; every voxel moves from one to the other in a straight line.
         padding_hu: voxels of the input that are not above it, padding, stay what they are, bit for bit; so do those
-            above the range of `hu_to_unit`, as in metal.
+            above the range of `hu_to_unit`, as in metal. Below that range, the change of what was clipped is added.
 
     Raises:
         IntensityError: the strength is not between 0 and 1.
@@ -207,7 +207,9 @@ class BlendSourced(MapTransform):  # type: ignore[misc]
         source = torch.as_tensor(result[self.source_key])
         unseen = (source <= self.padding_hu) | (source > HU_RANGE[1])
         for key in self.key_iterator(result):
-            blended = torch.lerp(source.to(result[key]), result[key], self.strength)
+            before = source.to(result[key])
+            change = result[key] - before.clamp(*HU_RANGE)
+            blended = before + self.strength * change
             result[key] = torch.where(unseen.to(blended.device), source.to(blended), blended)
         return result
 

@@ -95,6 +95,8 @@ def check_header(file: Path, *, allow_irregular: bool = False) -> NiftiHeader:
     shape = image.shape
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
+    if len(shape) == 2:  # a single slice, stored without a third axis
+        shape = (*shape, 1)
     if len(shape) != 3 or min(shape) < 1:
         several = f" ({int(np.prod(shape[3:]))} volumes; split them first)" if len(shape) > 3 else ""
         raise UnreadableError(f"{file.name}: expected one 3-D volume, got shape {tuple(map(int, shape))}{several}")

@@ -28,6 +28,8 @@ _AXES = (("L", "R"), ("P", "A"), ("I", "S"))
 _FIT_FROM, _FIT_TO = 0.25, 0.6
 _CUTOFFS = tuple(np.arange(0.5, 2.01, 0.1).round(1).tolist())
 _FIT_SLICES = 2
+_FEWEST_FREQUENCIES = 4
+_LEAST_SHARE = 0.02  # of the variance that 1.5 million photons give: nobody is scanned with fifty times as many
 # The most uniform regions, if there are some; anatomy in the others is taken for noise, in part.
 _SPREADS_HU, _ENOUGH_REGIONS = (10.0, 15.0, 25.0), 4
 _LEFT_OUT = "left out: "
@@ -60,7 +62,8 @@ def fit_own_noise(volume: npt.ArrayLike, pixel_mm: float, scanner: CtScanner | N
         scanner: all but the flux; default a `CtScanner`.
 
     Returns:
-        the fit, or None where the scan has no uniform region of 64 x 64 pixels.
+        the fit, or None where the scan has no uniform region of 64 x 64 pixels, its pixels are too coarse to show the
+        spectrum, or it has no noise to speak of, as a phantom or a scan that was smoothed.
     """
     scan, scanner = np.asarray(volume, dtype=np.float32), scanner or CtScanner()
     for spread in _SPREADS_HU:
@@ -78,6 +81,8 @@ def fit_own_noise(volume: npt.ArrayLike, pixel_mm: float, scanner: CtScanner | N
     own = noise_power([scan[place] for place in places], pixel_mm)
     drawn = noise_power([fields[place[2]][place[:2]] for place in places if place[2] in fields], pixel_mm)
     band = (own.frequency >= _FIT_FROM) & (own.frequency <= _FIT_TO)
+    if band.sum() < _FEWEST_FREQUENCIES:
+        return None
     wanted = own.power[band]
     fits = []
     for kernel in _CUTOFFS:
@@ -86,6 +91,8 @@ def fit_own_noise(volume: npt.ArrayLike, pixel_mm: float, scanner: CtScanner | N
         share = float(wanted @ shaped / (shaped @ shaped))
         fits.append((float(np.linalg.norm(wanted - share * shaped)), share, kernel))
     _, share, kernel = min(fits)
+    if share < _LEAST_SHARE:
+        return None
     return OwnNoise(scanner.photons / share, kernel, len(places))
 
 
@@ -164,8 +171,8 @@ def _write_one(case: Case, output: Path, how: tuple[float, str, float, int, int]
         fit = fit_own_noise(image[0].numpy(), side, scanner)  # of all slices: some have no uniform tissue
         if fit is None:
             raise InputError(
-                "expected uniform soft tissue of 64 x 64 pixels to measure the scan's own noise in, found none; "
-                "try --photons and --kernel"
+                "expected noise in uniform soft tissue of 64 x 64 pixels, pixels of 1 mm or so, to fit flux and kernel "
+                "to, found none; try --photons with --kernel soft or sharp"
             )
         photons, told = photons or fit.photons, f", fitted in {fit.regions} regions"
         chosen = fit.kernel if kernel == "own" else kernel

@@ -99,7 +99,7 @@ class Metadata:
         return problems
 
     def output_kind(self) -> OutputKind:
-        """Returns what the bundle makes: declared by `output_suffix` and `output_description`, else told by the format.
+        """Returns what the bundle makes: declared by `output_suffix`, `output_description` and so on, else told.
 
         A label map gets BIDS' suffix `dseg` and the unit `"label"`; anything else is called after the bundle.
         """
@@ -112,6 +112,7 @@ class Metadata:
             modality=self.modality_out or "MR",
             description=str(self.fields.get("output_description", f"Made by {self.bundle}")),
             unit=unit,
+            process=str(self.fields.get("output_process", "synthetic")),
         )
 
     def weights_sha256(self) -> dict[str, str]:

@@ -28,6 +28,9 @@ Array = npt.NDArray[np.float32]
 KERNELS: Mapping[str, float] = {"soft": 0.8, "sharp": 1.6}
 PADDING_HU = -1500.0  # what is not above it was never measured
 _FEWEST_PHOTONS = 1.0  # a logarithm is taken of them
+# Times the electronic noise: the law of small deviations, by which variance follows from photons, ends where the
+# detector's own noise is of their number. Behind metal it would give more noise than a logarithm can have.
+_LEAST_SIGNAL = 4.0
 _COARSE_MM = 1.0
 
 
@@ -106,6 +109,7 @@ def noise_fields(
     scanner = scanner or CtScanner()
     integrals = line_integrals(image, pixel_mm, scanner)
     photons = scanner.incident(len(integrals), pixel_mm)[:, None] * np.exp(-integrals)
+    photons = np.maximum(photons, max(_LEAST_SIGNAL * scanner.electronic, _FEWEST_PHOTONS))
     shape = np.shape(image)
     draws = (rng.standard_normal(photons.shape, dtype=np.float32) for _ in range(2))
     deviations = (photons**-0.5, scanner.electronic / photons)

@@ -16,7 +16,7 @@ from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, MRImageStor
 from pydicom.valuerep import format_number_as_ds
 
 import medgen
-from medgen.case import Result
+from medgen.case import OutputKind, Result
 from medgen.errors import OutputError
 from medgen.geometry import Grid, Planes
 from medgen.write.atomic import atomic_folder
@@ -25,11 +25,12 @@ from medgen.write.rounding import Extent, extent_of
 from medgen.write.sources import Reference, in_slices, instance_numbers, references_of
 
 AIR_HU = -1024
+PADDING_HU = -1500  # what is not above it was never measured
 _TWELVE_BITS = 4095
 _SOFT_TISSUE_HU = (40.0, 400.0)  # window centre and width
 _WINDOW_PERCENTILES = (1.0, 99.0)
 _WINDOW_SAMPLES = 200_000
-_NOT_FOR_DIAGNOSIS = "Synthetic image, computed by a generative model. Not for diagnosis."
+_MADE = {"synthetic": "Synthetic image, computed by a generative model"}  # by process
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ def write_dicom_series(result: Result, folder: Path) -> None:
 
     CT is stored in unsigned 12 or 16 bits with slope 1 and intercept -1024 (lower only if there are lower values). MR
     has no rescale: values are rounded, or if they span too little multiplied first, as DerivationDescription says.
-    Labels are stored as they are, and are not called Hounsfield units.
+    Labels are stored as they are, and are not called Hounsfield units. A CT that was processed keeps what it says
+    of its acquisition, and its window.
 
     Args:
         result: of modality MR or CT.
@@ -81,6 +83,8 @@ def write_dicom_series(result: Result, folder: Path) -> None:
     numbers = instance_numbers(references)
     series = _series(result, identity, storage)
     _window(series, image, storage, result.kind.unit)
+    if result.kind.modality == "CT" and not result.kind.synthetic:
+        _as_acquired(series, identity)
     with atomic_folder(folder) as part:
         for index, number in enumerate(numbers):
             _slice(series, identity, references[index], number)
@@ -131,9 +135,11 @@ def _series(result: Result, identity: Identity, storage: Storage) -> Dataset:
     series.SOPClassUID = CTImageStorage if kind.modality == "CT" else MRImageStorage
     series.SeriesInstanceUID = _series_uid(result, identity)
     series.SeriesNumber = identity.series_number
-    series.SeriesDescription = _ascii(_said_synthetic(kind.description or kind.suffix), 64)
-    series.SyntheticData = "YES"
-    series.ImageComments = _NOT_FOR_DIAGNOSIS
+    series.SeriesDescription = _ascii(_said(kind, kind.description or kind.suffix), 64)
+    if kind.synthetic:
+        series.SyntheticData = "YES"
+    made = _MADE.get(kind.process, f"Image {kind.process} by a neural network")
+    series.ImageComments = _ascii(f"{made}. Not for diagnosis.", 1024)
     series.BurnedInAnnotation = "NO"
     series.DerivationDescription = _ascii(_derivation(result, storage), 1024)
     if "regridded" in result.flags:
@@ -153,6 +159,14 @@ def _series(result: Result, identity: Identity, storage: Storage) -> Dataset:
     series.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     series.file_meta.MediaStorageSOPClassUID = series.SOPClassUID
     return series
+
+
+def _as_acquired(series: Dataset, identity: Identity) -> None:
+    """Of a scan that is still that scan: how it was acquired, how it is shown, and what of it was never measured."""
+    if identity.sop_class == CTImageStorage:
+        series.update(identity.acquisition)
+    if series.RescaleIntercept <= PADDING_HU:
+        series.add_new("PixelPaddingValue", "US", 0)  # the intercept is the lowest value
 
 
 def _encodings(series: Dataset) -> str | MutableSequence[str]:
@@ -233,7 +247,7 @@ def _derivation(result: Result, storage: Storage) -> str:
     scaled = f" Stored values are {storage.scale:.6g} times the network's output." if storage.scale != 1 else ""
     resampled = " On a regular grid, resampled from irregular slices." if "regridded" in result.flags else ""
     return (
-        f"{_said_synthetic(result.kind.description)} computed by medgen {medgen.__version__}, bundle {made.bundle} "
+        f"{_said(result.kind, result.kind.description)} computed by medgen {medgen.__version__}, bundle {made.bundle} "
         f"{made.bundle_version}, weights sha256 {made.weights_sha256[:16]}. Not for diagnosis.{resampled}{scaled}"
     )
 
@@ -245,7 +259,7 @@ def _equipment(result: Result, identity: Identity) -> list[Dataset]:
     ours.Manufacturer = "medgen"
     ours.ManufacturerModelName = _ascii(result.provenance.bundle, 64)
     ours.SoftwareVersions = [_ascii(f"{name} {number}", 64) for name, number in result.provenance.versions.items()]
-    ours.ContributionDescription = _ascii(_said_synthetic(result.kind.description), 1024)
+    ours.ContributionDescription = _ascii(_said(result.kind, result.kind.description), 1024)
     if "Manufacturer" not in identity.equipment:
         return [ours]
     scanner = Dataset()
@@ -254,8 +268,9 @@ def _equipment(result: Result, identity: Identity) -> list[Dataset]:
     return [scanner, ours]
 
 
-def _said_synthetic(description: str) -> str:
-    return description if "synthetic" in description.lower() else f"Synthetic {description}".strip()
+def _said(kind: OutputKind, description: str) -> str:
+    """A description that says what was done, whether the bundle's own does or not."""
+    return description if kind.process in description.lower() else f"{kind.process.capitalize()} {description}".strip()
 
 
 def _ascii(text: str, longest: int) -> str:

@@ -6,7 +6,7 @@ stated character set, and pydicom's warnings about a malformed value quote it.
 
 import uuid
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pydicom
 from pydicom import DataElement, Dataset
@@ -48,6 +48,14 @@ _EQUIPMENT = (
     *("Manufacturer", "ManufacturerModelName", "InstitutionName", "InstitutionAddress", "StationName"),
     *("InstitutionalDepartmentName", "DeviceSerialNumber", "SoftwareVersions"),
 )
+# How a CT was acquired and reconstructed (PS3.3 C.8.2.1, C.7.6.4), as far as it is the same in all of its
+# slices: tells the series of a study apart when all have been denoised.
+_ACQUISITION = """
+    KVP AcquisitionNumber AcquisitionDate ScanOptions FilterType ConvolutionKernel ExposureTime
+    DataCollectionDiameter ReconstructionDiameter DistanceSourceToDetector DistanceSourceToPatient GantryDetectorTilt
+    RotationDirection RevolutionTime SingleCollimationWidth TotalCollimationWidth SpiralPitchFactor
+    ContrastBolusAgent ContrastBolusRoute WindowCenter WindowWidth
+""".split()  # noqa: SIM905
 _OTHER = ("SOPClassUID", "SeriesInstanceUID", "SeriesNumber")
 # Type 2 in the modules above: there in every instance, if only empty.
 _REQUIRED = (
@@ -67,6 +75,7 @@ class Identity:
     Attributes:
         patient_and_study: the elements that are carried over, to be put into every instance.
         equipment: what made the source; empty when that is not known.
+        acquisition: how a CT was acquired and how it is shown, for a result that is still that CT.
         seed: text that stands for the source when UIDs are made.
         series_number: for the derived series.
         sop_class: of the source instances, "" when there are none.
@@ -79,6 +88,7 @@ class Identity:
     series_number: int
     sop_class: str = ""
     planes: tuple[Plane, ...] = ()
+    acquisition: Dataset = field(default_factory=Dataset)
 
 
 def uid_of(*parts: str) -> UID:
@@ -110,7 +120,7 @@ def identity_of(case: Case, input_sha256: str) -> Identity:
 
 
 def _of_source(case: Case) -> Identity:
-    wanted = (*_PATIENT_AND_STUDY, *_LOSSY, *_EQUIPMENT, *_OTHER)
+    wanted = (*_PATIENT_AND_STUDY, *_LOSSY, *_EQUIPMENT, *_OTHER, *_ACQUISITION)
     source = pydicom.dcmread(case.files[0], stop_before_pixels=True, force=True, specific_tags=list(wanted))
     carried = _copied(source, _tags(_PATIENT_AND_STUDY))
     if _text(source, "LossyImageCompression") == "01":
@@ -127,6 +137,7 @@ def _of_source(case: Case) -> Identity:
         series_number=_DERIVED_SERIES + (int(number) if number.isdecimal() else 0),
         sop_class=_text(source, "SOPClassUID"),
         planes=planes,
+        acquisition=_copied(source, _tags(_ACQUISITION)),
     )
 
 

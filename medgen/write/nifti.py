@@ -1,6 +1,7 @@
 """A result as a NIfTI file on the grid of its input."""
 
 import gzip
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
@@ -45,7 +46,7 @@ def write_nifti(result: Result, path: Path, *, keep_float: bool = False) -> None
     voxels = _stored(result, keep_float=keep_float)
     header = _source_header(result.case, result.grid)
     image = _image(voxels, result.grid, header)
-    image.header["descrip"] = f"synthetic {result.kind.suffix}, medgen {medgen.__version__}"[:79].encode(
+    image.header["descrip"] = f"{result.kind.process} {result.kind.suffix}, medgen {medgen.__version__}"[:79].encode(
         "ascii", "replace"
     )
     _save(image, result.grid, path)
@@ -86,7 +87,7 @@ def _source_header(case: Case, grid: Grid) -> nib.Nifti1Header | None:
         image = nib.load(case.files[0])
     except (OSError, nib.filebasedimages.ImageFileError) as error:
         raise OutputError(f"{case.name}: the source can no longer be read; it was there when the run began") from error
-    shape = tuple(int(n) for n in image.shape)
+    shape = _three(image.shape)
     if shape[:3] != grid.shape or int(np.prod(shape[3:])) != 1:
         return None
     own = Grid(grid.shape, np.asarray(image.affine, dtype=np.float64))
@@ -118,10 +119,15 @@ def _stream(image: nib.Nifti1Image, stream: IO[bytes], *, compressed: bool) -> N
         image.to_stream(packed)
 
 
+def _three(shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape of a file, which may hold a single slice without a third axis."""
+    return (*(int(n) for n in shape), *(1,) * (3 - len(shape)))
+
+
 def _verify(path: Path, grid: Grid) -> None:
     """Reads back what the header states, because a wrong grid looks right in every viewer but beside its input."""
     image = nib.load(path)
-    x, y, z = (int(n) for n in image.shape[:3])
+    x, y, z = _three(image.shape)[:3]
     difference = Grid((x, y, z), np.asarray(image.affine, dtype=np.float64)).differs_from(grid)
     if difference:
         raise OutputError(f"the NIfTI header cannot state the grid {grid.describe()}: {difference}")

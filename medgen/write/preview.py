@@ -134,7 +134,7 @@ def _write_caption(page: Image.Image, result: Result) -> None:
     flags = f"  [{', '.join(result.flags)}]" if result.flags else ""
     lines = (
         f"{result.case.name}  {result.grid.describe()}{flags}",
-        f"{made.bundle} {made.bundle_version}: synthetic, not for diagnosis",
+        f"{made.bundle} {made.bundle_version}: {result.kind.process}, not for diagnosis",
     )
     for number, line in enumerate(lines):
         fitting = line

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
-from medgen.case import Result
+from medgen.case import OutputKind, Result
 from medgen.provenance import files_sha256
 from medgen.write.dicom import write_dicom_series
 from medgen.write.nifti import write_nifti
@@ -39,30 +39,32 @@ class Written:
     sha256: str
 
 
-def output_stem(stem: PurePosixPath, suffix: str) -> PurePosixPath:
+def output_stem(stem: PurePosixPath, kind: OutputKind) -> PurePosixPath:
     """Names a result after its input, as a BIDS derivative; different stems never get the same name.
 
     Args:
         stem: the input's path without extension.
-        suffix: of the result, such as `"T2w"`.
+        kind: of the result.
 
     Example:
-        >>> output_stem(PurePosixPath("sub-01/anat/sub-01_T1w"), "T2w").as_posix()
+        >>> t2 = OutputKind("T2w", "MR", "Synthetic T2-weighted")
+        >>> output_stem(PurePosixPath("sub-01/anat/sub-01_T1w"), t2).as_posix()
         'sub-01/anat/sub-01_desc-synthFromT1w_T2w'
-        >>> output_stem(PurePosixPath("sub-01_desc-brain_T1w"), "T2w").as_posix()
+        >>> output_stem(PurePosixPath("sub-01_desc-brain_T1w"), t2).as_posix()
         'sub-01_desc-brainSynthFromT1w_T2w'
-        >>> output_stem(PurePosixPath("scan 7"), "T2w").as_posix()
-        'scan 7_desc-synth_T2w'
+        >>> output_stem(PurePosixPath("scan 7"), OutputKind("CT", "CT", "Denoised CT", process="denoised")).as_posix()
+        'scan 7_desc-denoised_CT'
     """
     known = _SUFFIXED.fullmatch(stem.name)
+    done, suffix = "synth" if kind.synthetic else kind.process, kind.suffix
     if known is None:
-        return stem.with_name(f"{stem.name}_desc-synth_{suffix}")
-    entities, made_from = known["entities"], f"ynthFrom{known['suffix']}"
+        return stem.with_name(f"{stem.name}_desc-{done}_{suffix}")
+    entities, made = known["entities"], f"{done}From{known['suffix']}"
     described = _LAST_DESC.fullmatch(entities)
     if described is None:
-        return stem.with_name(f"{entities}_desc-s{made_from}_{suffix}")
+        return stem.with_name(f"{entities}_desc-{made}_{suffix}")
     before, value, after = described.groups()
-    return stem.with_name(f"{before}{value}S{made_from}{after}_{suffix}")
+    return stem.with_name(f"{before}{value}{made[:1].upper()}{made[1:]}{after}_{suffix}")
 
 
 def write_result(result: Result, output: Path, formats: Formats = "same", *, preview: bool = True) -> Written:
@@ -79,7 +81,7 @@ def write_result(result: Result, output: Path, formats: Formats = "same", *, pre
     Raises:
         OutputError: it cannot be written.
     """
-    stem = output_stem(result.case.stem, result.kind.suffix)
+    stem = output_stem(result.case.stem, result.kind)
     kinds = [result.case.kind] if formats == "same" else ["nifti", "dicom"] if formats == "both" else [formats]
     outputs: dict[PurePosixPath, str] = {}
     files: list[PurePosixPath] = []

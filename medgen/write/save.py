@@ -39,6 +39,7 @@ class SaveResultd(SaveImaged):  # type: ignore[misc]  # MONAI is untyped
         output_dir: where to.
         suffix: BIDS suffix of the result, such as `"T2w"`.
         unit: `"HU"` or `"arbitrary"`.
+        process: see `OutputKind`.
         dataset_dir: the input folder, for items without `stem`.
         allow_missing_keys: leave out items that lack a key.
     """
@@ -51,10 +52,11 @@ class SaveResultd(SaveImaged):  # type: ignore[misc]  # MONAI is untyped
         unit: str = "arbitrary",
         dataset_dir: str = "",
         allow_missing_keys: bool = False,
+        process: str = "synthetic",
     ) -> None:
         super().__init__(keys, output_dir=output_dir, allow_missing_keys=allow_missing_keys, print_log=False)
         self.output_dir = Path(output_dir)
-        self.kind = OutputKind(suffix=suffix, modality="", description=f"Synthetic {suffix}", unit=unit)
+        self.kind = OutputKind(suffix, "", f"{process.capitalize()} {suffix}", unit, process)
         self.dataset_dir = dataset_dir
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -76,7 +78,7 @@ class SaveResultd(SaveImaged):  # type: ignore[misc]  # MONAI is untyped
         case = _case(str(pred.meta.get("filename_or_obj", "")), stem, self.dataset_dir)
         image = pred.detach().cpu().as_tensor()[0].to(torch.float32).numpy()
         grid = Grid((image.shape[0], image.shape[1], image.shape[2]), pred.affine.cpu().numpy().astype(np.float64))
-        target = output_stem(case.stem, self.kind.suffix)
+        target = output_stem(case.stem, self.kind)
         path = self.output_dir / target.with_name(target.name + (case.extension if case.kind == "nifti" else ".nii.gz"))
         write_nifti(Result(case, self.kind, image, image, grid, Provenance("", "", "")), path)
         _log.info("wrote %s", path.name)

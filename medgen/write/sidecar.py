@@ -31,7 +31,7 @@ def sidecar(result: Result, outputs: Mapping[str, str]) -> dict[str, Any]:
     made, grid = result.provenance, result.grid
     return {
         "Description": result.kind.description,
-        "Synthetic": True,
+        "Synthetic": result.kind.synthetic,
         "IntendedUse": "Research. Not a medical device, not for diagnosis.",
         "Modality": result.kind.modality,
         "Units": result.kind.unit,

@@ -55,6 +55,32 @@ def test_orientation_does_not_matter() -> None:
     assert one == pytest.approx(other, rel=0.02)
 
 
+def test_a_scan_that_is_a_chest_in_part_was_not_measured_on() -> None:
+    parts = [_body(340, 240, slices=8), _body(340, 240, lung=0.75, slices=6)]
+    both = MetaTensor(torch.cat([part.as_tensor() for part in parts], dim=-1), affine=parts[0].affine)
+    verdict = CtCheck(pixel_mm=(0.3, 2.5))(both)
+    assert verdict.scores["chest_share"] == pytest.approx(3 / 7, abs=0.06)
+    assert verdict.flags == ("not-validated",)
+    assert not CtCheck(["abdomen", "chest"], pixel_mm=(0.3, 2.5))(both).flags
+
+
+def test_thick_coronal_slices_are_too_coarse() -> None:
+    plane = _body(330, 240, slices=60)[:, ::2, ::4, :]  # pixels of 2 x 5 mm, slices of 8 mm from front to back
+    coronal = MetaTensor(plane.as_tensor(), affine=np.diag([4.0, 8.0, 5.0, 1.0]), meta={"modality": "CT"})
+    verdict = CtCheck(pixel_mm=(0.3, 5.5))(coronal)
+    assert verdict.scores["pixel_mm"] == 8
+    assert verdict.flags == ("input-resolution",)
+
+
+def test_a_cut_from_within_a_body_is_a_ct_where_its_header_says_so() -> None:
+    inside = MetaTensor(torch.full((1, 100, 100, 3), 40.0), affine=np.diag([2.0, 2.0, 5.0, 1.0]))
+    inside[:, 40:60] = -90.0
+    check = CtCheck(pixel_mm=(0.3, 2.5))
+    assert "input-modality" in check(inside).flags
+    inside.meta["modality"] = "CT"
+    assert "input-modality" not in check(inside).flags
+
+
 def test_no_ct_coarse_pixels_and_air_alone_are_flagged() -> None:
     mr = _body(160, 200, bone_mm=8)
     mr.meta["modality"] = "MR"

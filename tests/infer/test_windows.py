@@ -15,7 +15,8 @@ from torch import nn
 from medgen.errors import BundleError, DeviceError, IntensityError
 from medgen.infer.memory import Load, batch_that_fits, fits, is_out_of_memory
 from medgen.infer.mosaic import cut_windows
-from medgen.infer.windows import WindowInferer, fitting_side
+from medgen.infer.windows import WindowInferer, _Forward, fitting_side
+from medgen.nets.slices import SliceDenoiser
 
 
 def _volume(*shape: int) -> torch.Tensor:
@@ -106,6 +107,16 @@ def test_the_cpu_computes_two_windows_at_a_time_unless_told() -> None:
         WindowInferer(8, 0.5, sw_batch_size=batch)(_volume(1, 1, 20, 8, 8), network)
         shapes.append([shape[0] for shape in network.seen])
     assert shapes == [[2, 2], [3, 1]]
+
+
+def test_a_network_of_planes_gets_its_layout_as_one_of_volumes_does() -> None:
+    network = SliceDenoiser(channels=(8, 12), blocks=(1, 1)).eval()
+    volume = _volume(1, 1, 16, 16, 3)
+    expected = network(volume)
+    forward = _Forward(network, torch.device("cpu"), torch.float32, (), {})
+    forward._channels_last = True  # as on CUDA in half precision
+    torch.testing.assert_close(forward(volume), expected)
+    assert network.stem.weight.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_weights_are_made_once_for_a_cohort() -> None:

@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 from medgen.infer.windows import WindowInferer
+from medgen.nets.compand import Companded
+from medgen.nets.slices import SliceDenoiser
 
 pytestmark = [
     pytest.mark.cuda,
@@ -31,6 +33,17 @@ def _network(width: int = 8) -> nn.Module:
 
 def _volume(*shape: int) -> torch.Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(5))
+
+
+def test_a_network_of_slices_in_half_precision_is_near_the_cpu() -> None:
+    torch.manual_seed(0)
+    network, volume = (
+        Companded(SliceDenoiser(channels=(8, 12), blocks=(1, 1)), gain=8.0).eval(),
+        _volume(1, 1, 64, 64, 5),
+    )
+    torch.nn.init.normal_(network.network.noise.weight, std=0.05)
+    expected = WindowInferer(64, precision="fp32")(volume, network)
+    assert (WindowInferer(64, precision="bf16")(volume.cuda(), network.cuda()).cpu() - expected).abs().max() < 0.02
 
 
 @pytest.mark.parametrize("on_device", [False, True])

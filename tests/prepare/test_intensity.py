@@ -161,7 +161,7 @@ def test_strength_goes_from_the_input_to_the_result_in_a_straight_line() -> None
     steps = [BlendSourced("pred", strength=s)(_denoised(scan))["pred"] for s in (0.0, 0.25, 0.5, 1.0)]
     assert torch.equal(steps[0].as_tensor(), scan)
     seen = scan[0, 3:]
-    assert torch.equal(steps[3][0, 3:].as_tensor(), _denoised(scan)["pred"][0, 3:].as_tensor())
+    torch.testing.assert_close(steps[3][0, 3:].as_tensor(), _denoised(scan)["pred"][0, 3:].as_tensor())
     torch.testing.assert_close(steps[2][0, 3:].as_tensor(), (seen + steps[3][0, 3:].as_tensor()) / 2)
     distances = torch.stack([(step[0, 3:].as_tensor() - seen).abs() for step in steps])
     assert (distances.diff(dim=0) >= 0).all()
@@ -175,6 +175,13 @@ def test_padding_and_metal_stay_bit_for_bit() -> None:
         assert torch.equal(pred[0, :2].as_tensor(), scan[0, :2])
         assert torch.equal(pred[0, 2, 0].as_tensor(), scan[0, 2, 0])
         assert not torch.equal(pred[0, 2, 1:].as_tensor(), scan[0, 2, 1:])
+
+
+def test_air_below_what_the_network_is_given_gets_the_change_of_what_it_was_given() -> None:
+    scan = torch.full((1, 2, 2, 1), -1100.0)
+    pred = MetaTensor(torch.full((1, 2, 2, 1), -1010.0), affine=np.eye(4))  # 14 HU above -1024
+    made = BlendSourced("pred", strength=0.5)({"source": scan, "pred": pred})["pred"]
+    assert torch.equal(made.as_tensor(), torch.full((1, 2, 2, 1), -1093.0))
 
 
 def test_a_strength_beyond_the_result_is_refused() -> None:

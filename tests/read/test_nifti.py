@@ -119,7 +119,7 @@ def test_truncated_plain_file_is_found_by_its_size(tmp_path: Path) -> None:
     ("data", "reason"),
     [
         (np.zeros((4, 5, 6, 3), np.int16), r"shape \(4, 5, 6, 3\) \(3 volumes; split them first\)"),
-        (np.zeros((4, 5), np.int16), r"shape \(4, 5\)"),
+        (np.zeros(4, np.int16), r"shape \(4,\)"),
         (np.zeros((4, 5, 6), np.complex64), "expected real numbers, got complex64"),
         (np.zeros((4, 5, 6), [("R", "u1"), ("G", "u1"), ("B", "u1")]), "expected real numbers, got colour"),
     ],

@@ -49,6 +49,16 @@ def test_no_uniform_region_no_fit() -> None:
     assert fit_own_noise(noise, _PIXEL_MM) is None
 
 
+def test_neither_a_phantom_without_noise_nor_coarse_pixels_can_be_fitted() -> None:
+    clean = np.full((128, 128, 2), 60.0, dtype=np.float32)
+    assert fit_own_noise(clean, _PIXEL_MM, CtScanner(views=90)) is None
+    assert (
+        fit_own_noise(clean + np.random.default_rng(0).normal(0, 0.3, clean.shape), _PIXEL_MM, CtScanner(views=90))
+        is None
+    )
+    assert fit_own_noise(_noisy(6, 0.7), 4.0, CtScanner(photons=1e6, views=180)) is None
+
+
 def test_pairs_share_a_grid_and_the_middle_slices_stay_where_they_are(tmp_path: Path) -> None:
     volume = _noisy(5)
     _save(volume, tmp_path / "in" / "a.nii.gz")
@@ -91,7 +101,7 @@ def test_flux_and_kernel_can_be_given_where_nothing_can_be_fitted(tmp_path: Path
     _save(thin, tmp_path / "in" / "thin.nii.gz")
     _, told = write_low_dose(tmp_path / "in", tmp_path / "out", fraction=0.5, photons=1e6, kernel="soft")
     assert told == {"thin.nii.gz": "1 slices, 1e+06 photons, kernel soft"}
-    with pytest.raises(NoInputError, match="try --photons and --kernel"):
+    with pytest.raises(NoInputError, match="try --photons with --kernel"):
         write_low_dose(tmp_path / "in", tmp_path / "other", fraction=0.5)
 
 

@@ -155,6 +155,18 @@ def test_counts_that_are_drawn_agree_with_noise_that_is_added() -> None:
     assert abs(counted.mean()) < 1.0
 
 
+def test_between_two_hips_of_metal_noise_stays_what_a_logarithm_can_have() -> None:
+    image = _disc(110.0)
+    for centre in (-50, 50):
+        place = _SIDE // 2 + centre
+        image[place - 14 : place + 14, _SIDE // 2 - 14 : _SIDE // 2 + 14] = 8000.0
+    scanner, rng, fraction = CtScanner(photons=3.6e5, views=360), np.random.default_rng(3), 0.25
+    sides = (_PIXEL_MM, _PIXEL_MM)
+    counted = scanned(image, sides, fraction, rng, scanner=scanner) - image
+    added = lower_dose(image, sides, fraction, rng, scanner=scanner) - image
+    assert 0.4 < _middle(added, 16).std() / _middle(counted, 16).std() < 2.5
+
+
 def test_few_photons_bias_the_mean_upwards_and_many_do_not() -> None:
     """The logarithm of a small count is not fair: it lies too low, so attenuation comes out high."""
     image = _disc(100.0)

@@ -19,6 +19,7 @@ from medgen.simulate.sample import head_grid, sagittal
 
 T2 = OutputKind("T2w", "MR", "Synthetic T2-weighted")
 CT = OutputKind("CT", "CT", "Synthetic CT", "HU")
+DENOISED = OutputKind("CT", "CT", "Denoised CT", "HU", "denoised")
 LABELS = OutputKind("dseg", "CT", "Made by organs", "label")
 MADE_BY = Provenance("brain_t1_to_t2", "0.1.0", "ab" * 32, "cd" * 32, {"window": [96, 96, 96]})
 

@@ -20,7 +20,7 @@ from medgen.read.discover import find_cases
 from medgen.read.reader import read_image
 from medgen.simulate.sample import head_grid, sagittal
 from medgen.write.dicom import write_dicom_series
-from write.conftest import CT, LABELS, MADE_BY, T2, Make, nifti_case, result_of
+from write.conftest import CT, DENOISED, LABELS, MADE_BY, T2, Make, nifti_case, result_of
 
 # The release of dicom3tools in Debian 12 is older than this attribute (2023), and calls it unknown.
 NEWER_THAN_DCIODVFY = "(0008,001c)"
@@ -122,6 +122,27 @@ def test_nothing_of_the_scanner_is_carried_into_the_result(tmp_path: Path, from_
     mr = written(from_dicom(T2, modality="CT"), tmp_path / "mr")[0]
     assert not {"RescaleSlope", "RescaleIntercept", "KVP"} & set(mr.dir())
     assert mr.EchoTime is None
+
+
+def test_a_ct_that_was_processed_is_still_that_scan(tmp_path: Path, from_dicom: Make) -> None:
+    def edit(dataset: Dataset, index: int) -> None:
+        dataset.ConvolutionKernel, dataset.KVP, dataset.ContrastBolusAgent = "B30f", "100", "something"
+        dataset.WindowCenter, dataset.WindowWidth = "-600", "1500"
+
+    source = from_dicom(DENOISED, modality="CT", edit=edit)
+    image = np.clip(source.image, -1000, 3000)
+    image[:3] = -2000
+    ct = written(replace(source, image=image), tmp_path / "ct")[0]
+    assert (ct.ConvolutionKernel, ct.KVP, ct.ContrastBolusAgent) == ("B30f", 100, "something")
+    assert (ct.WindowCenter, ct.WindowWidth) == (-600, 1500)
+    assert "SyntheticData" not in ct
+    assert ct.SeriesDescription == "Denoised CT"
+    assert ct.ImageComments == "Image denoised by a neural network. Not for diagnosis."
+    assert ct.PixelPaddingValue * ct.RescaleSlope + ct.RescaleIntercept == -2000
+    synthetic = written(from_dicom(CT, modality="CT", edit=edit), tmp_path / "synthetic")[0]
+    assert "ConvolutionKernel" not in synthetic
+    assert synthetic.KVP is None
+    assert "PixelPaddingValue" not in synthetic
 
 
 def test_each_slice_names_its_own_source_and_keeps_its_number(tmp_path: Path, from_dicom: Make) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from medgen.case import OutputKind
 from medgen.errors import OutputError
 from medgen.geometry import Grid
+from medgen.read.nifti import read_nifti
 from medgen.simulate.sample import head_grid
 from medgen.write.nifti import write_nifti
 from write.conftest import CT, LABELS, T2, Edit, Make, nifti_case, result_of
@@ -90,6 +91,19 @@ def test_the_header_states_the_grid_as_the_input_does(tmp_path: Path, oblique: G
     for field in GEOMETRY:
         np.testing.assert_array_equal(written.header[field], source.header[field], err_msg=field)
     np.testing.assert_array_equal(written.affine, source.affine)
+
+
+def test_a_slice_without_a_third_axis_gives_one(tmp_path: Path, oblique: Grid) -> None:
+    plane = np.arange(13 * 17, dtype=np.int16).reshape(13, 17)
+    case = nifti_case(tmp_path / "in.nii.gz", oblique, edit=lambda image: nib.Nifti1Image(plane, image.affine))
+    volume = read_nifti(case.files[0])
+    assert volume.grid.shape == (13, 17, 1)
+    assert np.array_equal(volume.image[..., 0], plane)
+    write_nifti(result_of(case, volume.grid, CT, image=volume.image), tmp_path / "out.nii.gz")
+    written = nib.load(tmp_path / "out.nii.gz")
+    assert written.shape == (13, 17)
+    assert np.array_equal(written.affine, nib.load(case.files[0]).affine)
+    assert np.array_equal(np.asarray(written.dataobj), plane)
 
 
 def test_nothing_else_of_the_source_header_is_carried_over(tmp_path: Path, oblique: Grid) -> None:

@@ -12,7 +12,7 @@ from medgen.errors import OutputError
 from medgen.geometry import Grid
 from medgen.provenance import file_sha256, files_sha256
 from medgen.write.result import Formats, output_stem, write_result
-from write.conftest import CT, T2, Make, nifti_case, result_of
+from write.conftest import CT, DENOISED, T2, Make, nifti_case, result_of
 
 WORDS = st.sampled_from(
     ["sub-01", "T1w", "T2w", "CT", "desc-synth", "desc-brain", "desc-synthFromT1w", "desc-sSynthFromT1w", "res-2", "x"]
@@ -22,7 +22,7 @@ WORDS = st.sampled_from(
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.lists(WORDS, min_size=1, max_size=5).map("_".join), min_size=2, max_size=2, unique=True))
 def test_two_inputs_never_share_an_output(stems: list[str]) -> None:
-    first, second = (output_stem(PurePosixPath(stem), "T2w") for stem in stems)
+    first, second = (output_stem(PurePosixPath(stem), T2) for stem in stems)
     assert first != second
 
 
@@ -38,7 +38,9 @@ def test_two_inputs_never_share_an_output(stems: list[str]) -> None:
     ],
 )
 def test_names_follow_the_bids_derivative_convention(stem: str, expected: str) -> None:
-    assert output_stem(PurePosixPath(stem), "T2w").as_posix() == expected
+    assert output_stem(PurePosixPath(stem), T2).as_posix() == expected
+    processed = output_stem(PurePosixPath(stem), DENOISED).as_posix()
+    assert processed == expected.replace("synth", "denoised").replace("Synth", "Denoised").replace("T2w", "CT")
 
 
 @pytest.mark.parametrize(
