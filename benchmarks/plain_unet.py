@@ -24,7 +24,7 @@ from monai.transforms import Randomizable
 from monai.utils import set_determinism
 
 from medgen.prepare.degrade import RandWindowd
-from medgen.prepare.pairing import weighted_sampler
+from medgen.prepare.draws import WeightedDraws
 
 BUNDLE = Path(__file__).parents[1] / "bundles" / "brain_t1_to_t2"
 NETWORK = {
@@ -65,9 +65,9 @@ def train(pairs: list[dict[str, Any]], minutes: float) -> tuple[UNet, int]:
     network = UNet(**{key: value for key, value in NETWORK.items() if key != "_target_"})
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
     cut = RandWindowd(["image", "target", "mask"], [_SIDE] * 3, prob=0.0).set_random_state(7)
-    draws = weighted_sampler(pairs, 10**6, seed=7)
+    draws = WeightedDraws(pairs, 10**6, seed=7)
     begun, steps = time.monotonic(), 0
-    for index in draws:
+    for index, _ in draws:
         done = (time.monotonic() - begun) / (60 * minutes)
         if done >= 1:
             break

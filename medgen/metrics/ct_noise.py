@@ -28,6 +28,14 @@ from medgen.errors import GeometryError, IntensityError
 
 REGION_PIXELS = 64
 WINDOWS_HU: Mapping[str, tuple[float, float]] = {"soft": (-160.0, 240.0), "full": (-1024.0, 3071.0)}
+# HU of the reference, smoothed, or its noise would choose the tissue.
+TISSUES_HU: Mapping[str, tuple[float, float]] = {
+    "lung": (-950.0, -600.0),
+    "fat": (-150.0, -50.0),
+    "soft": (0.0, 150.0),
+    "bone": (250.0, 3071.0),
+}
+_TISSUE_SMOOTHING, _FEWEST_VOXELS = 2.0, 100
 _SSIM_SIGMA = 1.5
 _SMALLEST_SLICE = 12  # the Gaussian of SSIM is 11 pixels wide
 
@@ -86,6 +94,44 @@ def score_noise(
     ]
     rmse, psnr, ssim = np.mean(rows, axis=0)
     return NoiseScore(float(rmse), float(psnr), float(ssim), float((x - y)[inside].mean()), int(inside.sum()))
+
+
+def shift_by_tissue(
+    image: npt.ArrayLike, reference: npt.ArrayLike, mask: npt.ArrayLike | None = None
+) -> dict[str, float]:
+    """Returns the mean signed change against a CT of the same patient in each of `TISSUES_HU` `[HU]`, nothing clipped.
+
+    Args:
+        image: axial slices `(X, Y, Z)` `[HU]`.
+        reference: same shape; its HU, after a Gaussian of 2 pixels in the slice, say which tissue a voxel is of.
+        mask: what to compare; everything if not given.
+
+    Returns:
+        by tissue; NaN for one with fewer than 100 voxels.
+    """
+    x, y = (np.asarray(volume, dtype=np.float64) for volume in (image, reference))
+    smooth = gaussian_filter(y, (_TISSUE_SMOOTHING, _TISSUE_SMOOTHING, 0.0))
+    counted = np.ones(y.shape, dtype=bool) if mask is None else np.asarray(mask) > 0
+    found = {}
+    for name, (low, high) in TISSUES_HU.items():
+        inside = counted & (smooth > low) & (smooth < high)
+        found[name] = float((x - y)[inside].mean()) if inside.sum() >= _FEWEST_VOXELS else float("nan")
+    return found
+
+
+def texture_distance(image: npt.ArrayLike, reference: npt.ArrayLike) -> float:
+    """Returns `noise_power_distance` between two CT of one patient in the reference's uniform regions; NaN without any.
+
+    Args:
+        image: axial slices `(X, Y, Z)` `[HU]`.
+        reference: same shape.
+    """
+    places = uniform_regions(reference)
+    if not places:
+        return float("nan")
+    # The pixel's side cancels in a ratio of spectra of one grid.
+    x, y = (noise_power([np.asarray(volume)[place] for place in places], 1.0) for volume in (image, reference))
+    return noise_power_distance(x, y)
 
 
 def score_item(

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medgen.errors import BundleError
-from medgen.metrics.ct_noise import score_noise
+from medgen.metrics.ct_noise import TISSUES_HU, score_noise, shift_by_tissue, texture_distance
 from medgen.metrics.hounsfield import LOWEST_HU, best_monotone_ct, body_mask, score_ct
 from medgen.metrics.smoothing import best_total_variation
 from medgen.metrics.synthesis import score_synthesis
@@ -64,6 +64,8 @@ def _score_dose(prediction: Volume, truth: Volume, source: Volume, mask: Volume 
         "full_rmse_hu": full.rmse_hu,
         "full_psnr_db": full.psnr_db,
         "full_ssim": full.ssim,
+        "texture": texture_distance(prediction, truth),
+        **{f"{tissue}_shift_hu": shift for tissue, shift in shift_by_tissue(prediction, truth, mask).items()},
         "voxels": soft.pixels,
     }
 
@@ -104,6 +106,8 @@ PROTOCOLS: Mapping[str, Protocol] = {
             "full_rmse_hu": ("RMSE full [HU]", 2),
             "full_psnr_db": ("PSNR full [dB]", 2),
             "full_ssim": ("SSIM full", 3),
+            "texture": ("NPS distance", 2),
+            **{f"{tissue}_shift_hu": (f"shift, {tissue} [HU]", 2) for tissue in TISSUES_HU},
         },
         "variation",
         _score_dose,

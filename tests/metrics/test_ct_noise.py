@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 
 from medgen.errors import GeometryError, IntensityError
-from medgen.metrics.ct_noise import noise_power, noise_power_distance, score_item, score_noise, uniform_regions
+from medgen.metrics.ct_noise import (
+    noise_power,
+    noise_power_distance,
+    score_item,
+    score_noise,
+    shift_by_tissue,
+    texture_distance,
+    uniform_regions,
+)
 
 
 def test_white_noise_has_flat_power_of_variance_times_area() -> None:
@@ -134,6 +142,29 @@ def test_a_shift_is_signed() -> None:
     reference = _pair()[1]
     assert score_noise(reference - 3, reference).shift_hu == pytest.approx(-3)
     assert score_noise(reference[..., 0] + 2, reference[..., 0]).shift_hu == pytest.approx(2)
+
+
+def test_each_tissue_tells_its_own_shift() -> None:
+    reference = np.full((64, 64, 2), -1000.0)
+    for start, hu in ((0, -800.0), (16, -100.0), (32, 60.0)):
+        reference[start : start + 16] = hu
+    image = reference.copy()
+    image[16:32] += 3.0
+    image[32:48] -= 2.0
+    found = shift_by_tissue(image, reference)
+    assert found["lung"] == 0
+    assert found["fat"] == pytest.approx(3.0)
+    assert found["soft"] == pytest.approx(-2.0, abs=0.1)
+    assert np.isnan(found["bone"])
+    assert np.isnan(shift_by_tissue(image, reference, np.zeros_like(image))["fat"])
+
+
+def test_texture_is_that_of_uniform_tissue() -> None:
+    rng = np.random.default_rng(0)
+    reference = 60 + rng.normal(0, 10, (96, 96, 3))
+    assert texture_distance(60 + rng.normal(0, 10, reference.shape), reference) < 0.2
+    assert texture_distance(np.full_like(reference, 60.0), reference) == pytest.approx(1.0, abs=1e-6)
+    assert np.isnan(texture_distance(reference - 900, reference - 900))
 
 
 def test_what_cannot_be_scored_is_refused() -> None:
