@@ -83,7 +83,8 @@ class RandLowDosed(Randomizable, MapTransform):  # type: ignore[misc]
         noise_key: what `DoseFieldsd` made, cut as the scan was; it is taken out.
         fraction: least and most of the dose; its logarithm is uniform.
         cutoff_per_mm: range of where the kernel's Hann window ends `[cycles/mm]`.
-        flux: range of the scanner's photons, relative to those that the noise was drawn for; its logarithm is uniform.
+        flux: range of the scanner's photons at its full dose, relative to those that the scan was taken with; its
+            logarithm is uniform. Where they are fewer, the scan itself gets the noise that it would then have.
         sharpness: range of the factor by which the scan's own finest detail, and its noise, is raised or lowered first,
             as by another kernel; its logarithm is uniform. (1, 1) leaves scans as they are.
         own_cutoff_per_mm: where the scan's own kernel ends (`medgen lowdose` tells). Where it is given, half of the
@@ -129,11 +130,22 @@ class RandLowDosed(Randomizable, MapTransform):  # type: ignore[misc]
             signs = self.R.choice((-1.0, 1.0), size=2)
             gains = np.float32(signs[0] * flux**-0.5), np.float32(signs[1] / flux)
             noise = missing_noise((fields[:1] * gains[0], fields[1:] * gains[1]), fraction)
-            shaped = seen_through(torch.from_numpy(noise), side, cutoff)
-            if own is not None:
-                shaped = _filtered(shaped, side, _emphasis(side, sharpness))
+            drawn = [noise]
+            if flux < 1:  # turned round, one draw is as good as another
+                drawn.append(missing_noise((fields[:1, ::-1, ::-1], fields[1:, ::-1, ::-1]), flux))
+            shaped, *more = (
+                self._shaped(torch.from_numpy(np.ascontiguousarray(one)), side, cutoff, sharpness if own else 1.0)
+                for one in drawn
+            )
+            if more:
+                scan = result[key] = torch.where(scan > PADDING_HU, scan + more[0], scan)
             result[self.image_key] = torch.where(scan > PADDING_HU, scan + shaped, scan)
         return result
+
+    @staticmethod
+    def _shaped(noise: Tensor, side: float, cutoff: float, sharpness: float) -> Tensor:
+        seen = seen_through(noise, side, cutoff)
+        return seen if sharpness == 1 else _filtered(seen, side, _emphasis(side, sharpness))
 
 
 def seen_through(noise: Tensor, pixel_mm: float, cutoff_per_mm: float) -> Tensor:

@@ -39,7 +39,7 @@ def test_the_noise_of_a_scan_is_the_same_at_every_call_and_differs_from_slice_to
 
 def test_a_window_gets_its_own_part_of_the_noise_and_the_target_none() -> None:
     item = _fields(_scan(96))
-    chain = Compose([RandSpatialCropd(["target", "noise"], (48, 48, 1), random_size=False), RandLowDosed("target")])
+    chain = Compose([RandSpatialCropd(["target", "noise"], (48, 48, 1), random_size=False), RandLowDosed("target", flux=(1.0, 1.0))])
     chain.set_random_state(3)
     one, two = chain(item), chain(item)
     assert set(one) == {"target", "image"}
@@ -61,6 +61,19 @@ def test_dose_and_flux_set_how_much_noise_there_is() -> None:
     assert deviation(1.0, 1.0) == 0.0
     assert deviation(0.2, 1.0) == pytest.approx(2 * deviation(0.5, 1.0), rel=0.03)
     assert deviation(0.5, 0.25) == pytest.approx(2 * deviation(0.5, 1.0), rel=0.03)
+
+
+def test_with_fewer_photons_the_routine_dose_is_noisier_too_by_noise_of_its_own() -> None:
+    scan = _scan(96, 1)
+    chosen = RandLowDosed("target", fraction=(0.25, 0.25), flux=(0.5, 0.5), cutoff_per_mm=(0.4, 0.4))
+    made = chosen(_fields(scan, electronic=0.0))
+    middle = (0, slice(32, 64), slice(32, 64))
+    routine, missing = (made["target"] - scan)[middle], (made["image"] - made["target"])[middle]
+    # Variances: 1 / 0.5 - 1 of that of the scan, and (1 / 0.25 - 1) / 0.5.
+    assert float(missing.std() / routine.std()) == pytest.approx(6**0.5, rel=0.15)
+    assert abs(float(torch.corrcoef(torch.stack([routine.flatten(), missing.flatten()]))[0, 1])) < 0.15
+    more = RandLowDosed("target", flux=(2.0, 2.0))(_fields(scan))
+    assert torch.equal(more["target"], scan)
 
 
 def test_padding_stays_padding() -> None:
@@ -191,7 +204,7 @@ def test_noise_that_shares_the_kernel_is_as_sharp_as_the_scan() -> None:
 
 def test_a_pair_of_two_doses_passes_as_it_is() -> None:
     pair = {"image": _noise_of(4), "target": _noise_of(5)}
-    chain = Compose([DoseFieldsd("target"), RandLowDosed("target")])
+    chain = Compose([DoseFieldsd("target"), RandLowDosed("target", flux=(1.0, 1.0))])
     made = chain(dict(pair))
     assert made.keys() == pair.keys()
     assert all(torch.equal(made[key], pair[key]) for key in pair)
