@@ -39,7 +39,9 @@ def test_the_noise_of_a_scan_is_the_same_at_every_call_and_differs_from_slice_to
 
 def test_a_window_gets_its_own_part_of_the_noise_and_the_target_none() -> None:
     item = _fields(_scan(96))
-    chain = Compose([RandSpatialCropd(["target", "noise"], (48, 48, 1), random_size=False), RandLowDosed("target", flux=(1.0, 1.0))])
+    chain = Compose(
+        [RandSpatialCropd(["target", "noise"], (48, 48, 1), random_size=False), RandLowDosed("target", flux=(1.0, 1.0))]
+    )
     chain.set_random_state(3)
     one, two = chain(item), chain(item)
     assert set(one) == {"target", "image"}
