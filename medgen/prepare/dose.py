@@ -4,16 +4,20 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Randomizable
 from torch import Tensor
 from torch.nn import functional
 
-from medgen.errors import GeometryError
+from medgen.errors import GeometryError, IntensityError
 from medgen.simulate.dose import PADDING_HU, CtScanner, missing_noise, noise_fields
 
+Array = npt.NDArray[np.float32]
+
 _AIR_HU = -1024.0  # the least that is stored for what was measured
+_MOST_ACROSS = 0.7
 _MATCHED = 0.5  # how often
 _RIM = 16  # pixels around a window that hide its end from the filter, which is periodic
 
@@ -31,10 +35,12 @@ class DoseFieldsd(MapTransform):  # type: ignore[misc]
         photons: see `CtScanner`.
         electronic: see `CtScanner`.
         views: see `CtScanner`.
-        allow_missing_keys: pass items without a scan on.
+        across: correlation of the noise of neighbouring slices, up to 0.7: a helical scanner's slices overlap. Where it
+            is left out, slices that are averaged keep more of their own noise than of what is added.
 
     Raises:
         GeometryError: the pixels are not square, or not known.
+        IntensityError: the correlation is out of range.
     """
 
     def __init__(
@@ -46,9 +52,12 @@ class DoseFieldsd(MapTransform):  # type: ignore[misc]
         photons: float = 1.5e6,
         electronic: float = 10.0,
         views: int = 720,
-        allow_missing_keys: bool = False,
+        across: float = 0.0,
     ) -> None:
-        MapTransform.__init__(self, keys, allow_missing_keys)
+        MapTransform.__init__(self, keys)
+        if not 0 <= across <= _MOST_ACROSS:
+            raise IntensityError(f"expected a correlation between slices from 0 to {_MOST_ACROSS}, got {across:g}")
+        self.across = across
         self.noise_key, self.image_key, self.seed = noise_key, image_key, seed
         self.scanner = CtScanner(photons=photons, electronic=electronic, views=views)
 
@@ -67,9 +76,22 @@ class DoseFieldsd(MapTransform):  # type: ignore[misc]
                 )
                 for z in range(volume.shape[2])
             ]
-            noise = torch.from_numpy(np.stack([np.stack(field, axis=-1) for field in zip(*drawn, strict=True)]))
+            fields = np.stack([np.stack(field, axis=-1) for field in zip(*drawn, strict=True)])
+            noise = torch.from_numpy(_overlapping(fields, self.across))
             result[self.noise_key] = MetaTensor(noise, affine=scan.affine)
         return result
+
+
+def _overlapping(fields: Array, across: float) -> Array:
+    """Mixes neighbours along the last axis so that they are correlated by `across`; variances stay."""
+    if across == 0 or fields.shape[-1] < 2:
+        return fields
+    share = (1 - (1 - 2 * across**2) ** 0.5) / (2 * across)  # of each neighbour: 2 a / (1 + 2 a^2) is the correlation
+    ends = np.pad(fields, [(0, 0)] * (fields.ndim - 1) + [(1, 1)], mode="reflect")
+    mixed = fields + share * (ends[..., :-2] + ends[..., 2:])
+    spread = np.full(fields.shape[-1], 1 + 2 * share**2)
+    spread[[0, -1]] = 1 + 4 * share**2  # both neighbours of an end are one and the same
+    return np.asarray(mixed / spread**0.5, dtype=np.float32)
 
 
 class RandLowDosed(Randomizable, MapTransform):  # type: ignore[misc]

@@ -18,7 +18,7 @@ from medgen.read.discover import find_cases
 from medgen.read.reader import read_image
 from medgen.run.build import Cohort, gather, write_manifest
 from medgen.run.steps import Event
-from medgen.simulate.dose import CtScanner, lower_dose, noise_fields
+from medgen.simulate.dose import CtScanner, line_integrals, lower_dose, noise_fields
 from medgen.write.nifti import write_volume
 
 Array = npt.NDArray[np.float32]
@@ -32,6 +32,8 @@ _FEWEST_FREQUENCIES = 4
 _LEAST_SHARE = 0.02  # of the variance that 1.5 million photons give: nobody is scanned with fifty times as many
 # The most uniform regions, if there are some; anatomy in the others is taken for noise, in part.
 _SPREADS_HU, _ENOUGH_REGIONS = (10.0, 15.0, 25.0), 4
+# Times the electronic noise: below it the mean of a line integral is off by 0.02 and more: tens of HU in streaks.
+_BIASED_BELOW = 5.0
 _LEFT_OUT = "left out: "
 _EXTREMES_HU = (-32768.0, 32767.0)
 
@@ -177,6 +179,7 @@ def _write_one(case: Case, output: Path, how: tuple[float, str, float, int, int]
         photons, told = photons or fit.photons, f", fitted in {fit.regions} regions"
         chosen = fit.kernel if kernel == "own" else kernel
     scanner = replace(scanner, photons=photons)
+    told += _starved(scan[..., scan.shape[-1] // 2], side, fraction, scanner)
     low = lower_dose(scan, (side, side), fraction, np.random.default_rng(seed), kernel=chosen, scanner=scanner)
     affine = np.asarray(image.affine, dtype=np.float64).copy()
     affine[:3, 3] += affine[:3, 2] * first
@@ -184,6 +187,16 @@ def _write_one(case: Case, output: Path, how: tuple[float, str, float, int, int]
     for volume, what in ((low, "low"), (scan, "full")):
         _write(volume, affine, output / name / f"{name}_{what}.nii.gz")
     return f"{scan.shape[-1]} slices, {photons:.3g} photons, kernel {chosen}{told}"
+
+
+def _starved(plane: Array, side: float, fraction: float, scanner: CtScanner) -> str:
+    """Says what share of a slice's rays is left with so few photons that their logarithm is biased, if any is."""
+    integrals = line_integrals(plane, side, scanner)
+    photons = fraction * scanner.incident(len(integrals), side)[:, None] * np.exp(-integrals)
+    share = float((photons < _BIASED_BELOW * scanner.electronic).mean())
+    return (
+        f"; {100 * share:.2g} % of the rays of its middle slice are so dark that HU are biased there" if share else ""
+    )
 
 
 def _name(case: Case) -> str:

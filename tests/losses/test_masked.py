@@ -7,7 +7,7 @@ from skimage.metrics import structural_similarity
 from torch import Tensor
 
 from medgen.losses.chain import ChainLoss, masked_pool
-from medgen.losses.reconstruction import MaskedReconstructionLoss, StretchedLoss, match_affine
+from medgen.losses.reconstruction import LogErrorLoss, MaskedReconstructionLoss, StretchedLoss, match_affine
 from medgen.losses.structure import MaskedSSIMLoss
 
 SHAPE = (2, 1, 12, 14, 16)
@@ -112,6 +112,24 @@ def test_what_is_best_for_l1_stays_best_when_stretched() -> None:
         for name, loss in (("plain", torch.nn.L1Loss()), ("stretched", StretchedLoss(torch.nn.L1Loss())))
     }
     assert best["plain"] == best["stretched"] == target.median()
+
+
+def test_the_log_of_the_error_counts_the_same_for_quiet_and_noisy_slices() -> None:
+    target, mask = torch.zeros(2, 1, 8, 8, 2), torch.ones(2, 1, 8, 8, 2)
+    mask[0, :, :4] = 0
+    prediction = torch.full_like(target, 0.1)
+    prediction[1, ..., 1] = 1.0
+    prediction[0, :, :4] = 50.0  # outside
+    loss = LogErrorLoss(floor=0.0)
+    assert float(loss(prediction, target, mask)) == pytest.approx(np.log([0.01, 0.01, 0.01, 1.0]).mean(), abs=1e-5)
+    less = [prediction.clone() for _ in range(2)]
+    less[0][1, ..., 0] *= 0.9
+    less[1][1, ..., 1] *= 0.9
+    quiet, noisy = (float(loss(one, target, mask)) for one in less)
+    assert quiet == pytest.approx(noisy, abs=1e-6)
+    nothing = LogErrorLoss()(prediction.requires_grad_(), prediction.detach(), mask)
+    nothing.backward()
+    assert torch.isfinite(prediction.grad).all()
 
 
 def test_pooling_averages_the_target_over_the_mask_only() -> None:

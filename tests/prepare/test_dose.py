@@ -8,7 +8,7 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose, RandSpatialCropd
 
-from medgen.errors import GeometryError
+from medgen.errors import GeometryError, IntensityError
 from medgen.metrics.ct_noise import noise_power, noise_power_distance
 from medgen.prepare.dose import DoseFieldsd, RandLowDosed, RandSlabsd, pixel_side_mm, seen_through, sharpened, softened
 from medgen.simulate.dose import CtScanner, noise_fields
@@ -35,6 +35,19 @@ def test_the_noise_of_a_scan_is_the_same_at_every_call_and_differs_from_slice_to
     assert not torch.equal(first["noise"], other["noise"])
     assert not torch.equal(first["noise"][..., 0], first["noise"][..., 1])
     assert torch.equal(first["target"], scan)
+
+
+def test_noise_of_neighbouring_slices_is_as_like_as_asked_and_no_stronger() -> None:
+    scan = _scan(64, 24)
+    alone, alike = (_fields(scan, across=across)["noise"][0] for across in (0.0, 0.3))
+    flat = [noise[20:44, 20:44].reshape(-1, 24).numpy() for noise in (alone, alike)]
+    for noise, wanted in zip(flat, (0.0, 0.3), strict=True):
+        assert np.mean([np.corrcoef(noise[:, z], noise[:, z + 1])[0, 1] for z in range(23)]) == pytest.approx(
+            wanted, abs=0.04
+        )
+    assert flat[1].std(axis=0) == pytest.approx(flat[0].std(), rel=0.15)
+    with pytest.raises(IntensityError, match=r"0 to 0\.7"):
+        DoseFieldsd("target", across=0.9)
 
 
 def test_a_window_gets_its_own_part_of_the_noise_and_the_target_none() -> None:

@@ -105,6 +105,14 @@ def test_flux_and_kernel_can_be_given_where_nothing_can_be_fitted(tmp_path: Path
         write_low_dose(tmp_path / "in", tmp_path / "other", fraction=0.5)
 
 
+def test_rays_that_are_too_dark_are_told(tmp_path: Path) -> None:
+    _save(_noisy(1, 0.7), tmp_path / "in" / "a.nii.gz")
+    _, bright = write_low_dose(tmp_path / "in", tmp_path / "out", fraction=0.5, photons=1e6, kernel="soft")
+    _, dark = write_low_dose(tmp_path / "in", tmp_path / "out", fraction=0.01, photons=1e4, kernel="soft")
+    assert "biased" not in bright["a.nii.gz"]
+    assert "% of the rays of its middle slice" in dark["a.nii.gz"]
+
+
 def test_an_empty_folder_starts_nothing(tmp_path: Path) -> None:
     with pytest.raises(NoInputError, match="expected CT"):
         write_low_dose(tmp_path, tmp_path / "out", fraction=0.5)
