@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from medgen.errors import GeometryError, IntensityError
+from medgen.prepare.intensity import HU_RANGE
 from medgen.simulate.dose import PADDING_HU, CtScanner, missing_noise, noise_fields
 
 Array = npt.NDArray[np.float32]
 
-_AIR_HU = -1024.0  # the least that is stored for what was measured
 _MOST_ACROSS = 0.7
 _MATCHED = 0.5  # how often
 _RIM = 16  # pixels around a window that hide its end from the filter, which is periodic
@@ -184,7 +184,7 @@ def softened(scan: Tensor, pixel_mm: float, own_cutoff_per_mm: float, cutoff_per
 
     Padding is taken for air here.
     """
-    air = torch.as_tensor(scan).clamp_min(_AIR_HU)
+    air = torch.as_tensor(scan).clamp_min(HU_RANGE[0])
     return _filtered(
         air,
         pixel_mm,
@@ -197,7 +197,7 @@ def sharpened(scan: Tensor, pixel_mm: float, gain: float) -> Tensor:
 
     Padding is taken for air here.
     """
-    return _filtered(torch.as_tensor(scan).clamp_min(_AIR_HU), pixel_mm, _emphasis(pixel_mm, gain))
+    return _filtered(torch.as_tensor(scan).clamp_min(HU_RANGE[0]), pixel_mm, _emphasis(pixel_mm, gain))
 
 
 def _emphasis(pixel_mm: float, gain: float) -> Callable[[Tensor], Tensor]:
