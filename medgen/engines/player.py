@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from medgen.nets.layout import channels_last
+from medgen.layout import channels_last
 
 _log = logging.getLogger(__name__)
 

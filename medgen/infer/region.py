@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 
-import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 from monai.data import MetaTensor
 from scipy.ndimage import binary_fill_holes, binary_opening, label
 
-from medgen.geometry import spacing_mm
+from medgen.geometry import orientation_codes, spacing_mm
 from medgen.infer.appearance import VIEW_MM, view_of
 from medgen.infer.trust import MODALITY_FLAG, RESOLUTION_FLAG, InputVerdict
 
@@ -40,8 +39,8 @@ class CtCheck:
         """Returns the verdict on an image `(1, X, Y, Z)` as read, before any preprocessing."""
         volume = np.asarray(image[0].numpy(), dtype=np.float32)
         affine = np.asarray(image.affine, dtype=np.float64)
-        axes = nib.io_orientation(affine)[:, 0]
-        side = float(spacing_mm(affine)[axes < 2].max())
+        in_plane = [code not in "SI" for code in orientation_codes(affine)]
+        side = float(spacing_mm(affine)[in_plane].max())
         measures = body_measures(view_of(volume, affine, whole=True).image)
         region = region_of(measures)
         stated = str(image.meta.get("modality") or "")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from medgen.errors import BundleError, IntensityError
 from medgen.infer.memory import Load, batch_that_fits, fits, free_bytes, is_out_of_memory, release_memory
 from medgen.infer.mosaic import Mosaic, Window, cut_windows, feed, pad_to
-from medgen.nets.layout import channels_last
+from medgen.layout import channels_last
 
 logger = logging.getLogger(__name__)
 

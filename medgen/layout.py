@@ -1,4 +1,4 @@
-"""How the weights of a network lie in memory."""
+"""How the weights of a network lie in memory: the business of whoever trains or runs one, whichever it is."""
 
 import torch
 from torch import nn
