@@ -1,13 +1,15 @@
 """CT at random lower doses, to learn from: projected once for each scan, randomised for each window."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Randomizable
+from monai.utils import MetaKeys
 from torch import Tensor
 from torch.nn import functional
 
@@ -20,6 +22,17 @@ Array = npt.NDArray[np.float32]
 _MOST_ACROSS = 0.7
 _MATCHED = 0.5  # how often
 _RIM = 16  # pixels around a window that hide its end from the filter, which is periodic
+_OWN_CUTOFF = "own_cutoff_per_mm"  # in the metadata of the noise
+
+
+class FittedNoise(Protocol):
+    """What a scan's own noise tells: the flux, and where the scan's kernel ends `[cycles/mm]`."""
+
+    @property
+    def photons(self) -> float: ...  # noqa: D102
+
+    @property
+    def kernel(self) -> float: ...  # noqa: D102
 
 
 class DoseFieldsd(MapTransform):  # type: ignore[misc]
@@ -32,9 +45,9 @@ class DoseFieldsd(MapTransform):  # type: ignore[misc]
         noise_key: where the noise goes, `(2, X, Y, Z)` `[HU]`: of photons and of electronics, no kernel chosen yet.
         image_key: an item that has it has been scanned at a lower dose already, and passes as it is.
         seed: of the draw.
-        photons: see `CtScanner`.
-        electronic: see `CtScanner`.
-        views: see `CtScanner`.
+        scanner: where `fit` tells the flux, that counts.
+        fit: tells flux and kernel from a scan `(X, Y, Z)` `[HU]` and the side of its pixels `[mm]`, or None where it
+            cannot (`medgen.run.dose.fit_own_noise`).
         across: correlation of the noise of neighbouring slices, up to 0.7: a helical scanner's slices overlap. Where it
             is left out, slices that are averaged keep more of their own noise than of what is added.
 
@@ -49,17 +62,16 @@ class DoseFieldsd(MapTransform):  # type: ignore[misc]
         noise_key: str = "noise",
         image_key: str = "image",
         seed: int = 0,
-        photons: float = 1.5e6,
-        electronic: float = 10.0,
-        views: int = 720,
+        scanner: CtScanner | None = None,
         across: float = 0.0,
+        fit: Callable[[Array, float], FittedNoise | None] = lambda volume, pixel_mm: None,
     ) -> None:
         MapTransform.__init__(self, keys)
         if not 0 <= across <= _MOST_ACROSS:
             raise IntensityError(f"expected a correlation between slices from 0 to {_MOST_ACROSS}, got {across:g}")
-        self.across = across
+        self.across, self.fit = across, fit
         self.noise_key, self.image_key, self.seed = noise_key, image_key, seed
-        self.scanner = CtScanner(photons=photons, electronic=electronic, views=views)
+        self.scanner = scanner or CtScanner()
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Draws the noise of every slice."""
@@ -70,15 +82,18 @@ class DoseFieldsd(MapTransform):  # type: ignore[misc]
             scan = result[key]
             side = pixel_side_mm(scan)
             volume = torch.as_tensor(scan)[0].numpy()
+            own = self.fit(volume, side)
+            scanner = replace(self.scanner, photons=own.photons) if own else self.scanner
             drawn = [
                 noise_fields(
-                    volume[..., z], side, np.random.default_rng([self.seed, z]), kernel=np.inf, scanner=self.scanner
+                    volume[..., z], side, np.random.default_rng([self.seed, z]), kernel=np.inf, scanner=scanner
                 )
                 for z in range(volume.shape[2])
             ]
             fields = np.stack([np.stack(field, axis=-1) for field in zip(*drawn, strict=True)])
             noise = torch.from_numpy(_overlapping(fields, self.across))
-            result[self.noise_key] = MetaTensor(noise, affine=scan.affine)
+            meta = {_OWN_CUTOFF: own.kernel} if own else {}
+            result[self.noise_key] = MetaTensor(noise, affine=scan.affine, meta=meta)
         return result
 
 
@@ -97,7 +112,9 @@ def _overlapping(fields: Array, across: float) -> Array:
 class RandLowDosed(Randomizable, MapTransform):  # type: ignore[misc]
     """Makes of a scan and its noise a scan at a random lower dose, seen through a random kernel.
 
-    An item without noise, a pair of two doses already, passes as it is.
+    An item without noise, a pair of two doses already, passes as it is. Where the scan's own kernel is known (`fit` of
+    `DoseFieldsd`), half of the scans are brought to the kernel of the added noise, if that is softer, and the noise
+    gets the scan's sharpness: one kernel makes an image and all of its noise.
 
     Args:
         keys: scans `(1, X, Y, Z)` `[HU]`, or windows of them: what is to be learnt.
@@ -109,9 +126,6 @@ class RandLowDosed(Randomizable, MapTransform):  # type: ignore[misc]
             logarithm is uniform. Where they are fewer, the scan itself gets the noise that it would then have.
         sharpness: range of the factor by which the scan's own finest detail, and its noise, is raised or lowered first,
             as by another kernel; its logarithm is uniform. (1, 1) leaves scans as they are.
-        own_cutoff_per_mm: where the scan's own kernel ends (`medgen lowdose` tells). Where it is given, half of the
-            scans are brought to the kernel of the added noise, if that is softer, and the noise gets the scan's
-            sharpness: one kernel makes an image and all of its noise.
     """
 
     def __init__(
@@ -123,12 +137,10 @@ class RandLowDosed(Randomizable, MapTransform):  # type: ignore[misc]
         cutoff_per_mm: tuple[float, float] = (0.6, 1.6),
         flux: tuple[float, float] = (0.5, 2.0),
         sharpness: tuple[float, float] = (1.0, 1.0),
-        own_cutoff_per_mm: float | None = None,
     ) -> None:
         MapTransform.__init__(self, keys)
         self.image_key, self.noise_key = image_key, noise_key
         self.fraction, self.cutoff_per_mm, self.flux, self.sharpness = fraction, cutoff_per_mm, flux, sharpness
-        self.own_cutoff_per_mm = own_cutoff_per_mm
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Adds the missing noise; padding stays padding."""
@@ -136,12 +148,14 @@ class RandLowDosed(Randomizable, MapTransform):  # type: ignore[misc]
         if self.noise_key not in result:
             return result
         for key in self.key_iterator(result):
-            scan, fields = result[key], torch.as_tensor(result.pop(self.noise_key)).numpy()
+            scan, noise = result[key], result.pop(self.noise_key)
+            known = noise.meta.get(_OWN_CUTOFF) if isinstance(noise, MetaTensor) else None
+            fields = torch.as_tensor(noise).numpy()
             ranges = (self.fraction, self.flux, self.sharpness)
             fraction, flux, sharpness = (float(np.exp(self.R.uniform(*np.log(ends)))) for ends in ranges)
             cutoff = float(self.R.uniform(*self.cutoff_per_mm))
             side = pixel_side_mm(scan)
-            own = self.own_cutoff_per_mm if self.R.random() < _MATCHED else None
+            own = known if self.R.random() < _MATCHED else None
             if own is not None or sharpness != 1:
                 other = sharpened(scan, side, sharpness)
                 if own is not None:
@@ -151,8 +165,7 @@ class RandLowDosed(Randomizable, MapTransform):  # type: ignore[misc]
             # electronics in proportion.
             signs = self.R.choice((-1.0, 1.0), size=2)
             gains = np.float32(signs[0] * flux**-0.5), np.float32(signs[1] / flux)
-            noise = missing_noise((fields[:1] * gains[0], fields[1:] * gains[1]), fraction)
-            drawn = [noise]
+            drawn = [missing_noise((fields[:1] * gains[0], fields[1:] * gains[1]), fraction)]
             if flux < 1:  # turned round, one draw is as good as another
                 drawn.append(missing_noise((fields[:1, ::-1, ::-1], fields[1:, ::-1, ::-1]), flux))
             shaped, *more = (
@@ -231,13 +244,18 @@ class RandSlabsd(Randomizable, MapTransform):  # type: ignore[misc]
         keys: volumes `(C, X, Y, Z)` of one grid with slices along the last axis.
         thickness: numbers of slices, one of which is drawn; one that a volume has too few slices for is left out.
         allow_missing_keys: average those that are there.
+        most_mm: slabs are no thicker than that; slices that are thicker stay as they are.
     """
 
     def __init__(
-        self, keys: str | Sequence[str], thickness: Sequence[int] = (1, 2, 3, 5), allow_missing_keys: bool = False
+        self,
+        keys: str | Sequence[str],
+        thickness: Sequence[int] = (1, 2, 3, 5),
+        allow_missing_keys: bool = False,
+        most_mm: float = np.inf,
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
-        self.thickness = tuple(thickness)
+        self.thickness, self.most_mm = tuple(thickness), most_mm
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Averages from a random slice on; what does not fill a slab is cut off, and the affine follows."""
@@ -246,22 +264,61 @@ class RandSlabsd(Randomizable, MapTransform):  # type: ignore[misc]
         for key in self.key_iterator(result):
             volume = result[key]
             slices = volume.shape[-1]
-            possible = [n for n in self.thickness if n <= slices] or [1]
+            each_mm = float(volume.pixdim[2]) if isinstance(volume, MetaTensor) else 0.0
+            possible = [n for n in self.thickness if n <= slices and n * each_mm <= self.most_mm] or [1]
             thick = possible[int(draw * len(possible))]
             first = int(shift * min(thick, slices - thick + 1))
             count = (slices - first) // thick
             if thick > 1:
                 part = volume.as_tensor()[..., first : first + count * thick]
                 slabs = part.reshape(*part.shape[:-1], count, thick).mean(dim=-1)
-                result[key] = MetaTensor(slabs, affine=_slab_affine(volume, first, thick))
+                result[key] = _moved(slabs, volume, first, thick)
         return result
 
 
-def _slab_affine(volume: MetaTensor, first: int, thick: int) -> Tensor:
+class RandPiecesd(Randomizable, MapTransform):  # type: ignore[misc]
+    """Cuts a scan to one of the runs of slices that its item names, the longer the likelier; without any, it stays.
+
+    So part of a scan can be kept for a test.
+
+    Args:
+        keys: volumes `(C, X, Y, Z)` of one grid with slices along the last axis.
+        pieces_key: where an item has its runs, each the first slice and the one after the last.
+        allow_missing_keys: cut those that are there.
+    """
+
+    def __init__(self, keys: str | Sequence[str], pieces_key: str = "slices", allow_missing_keys: bool = False) -> None:
+        MapTransform.__init__(self, keys, allow_missing_keys)
+        self.pieces_key = pieces_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Draws a run, the same for all keys.
+
+        Raises:
+            GeometryError: a run is not within the scan.
+        """
+        result = dict(data)
+        pieces = result.get(self.pieces_key)
+        if not pieces:
+            return result
+        lengths = np.array([end - first for first, end in pieces])
+        first, end = pieces[int(self.R.choice(len(pieces), p=lengths / lengths.sum()))]
+        for key in self.key_iterator(result):
+            volume = result[key]
+            if not 0 <= first < end <= volume.shape[-1]:
+                raise GeometryError(
+                    f"expected slices to learn from within the {volume.shape[-1]} of a scan, got {first} to {end}"
+                )
+            result[key] = _moved(volume.as_tensor()[..., first:end], volume, first, 1)
+        return result
+
+
+def _moved(slabs: Tensor, volume: MetaTensor, first: int, thick: int) -> MetaTensor:
+    """Says of slabs where they lie, and all else that was known of the volume."""
     affine: Tensor = volume.affine.clone()
     affine[:3, 3] += affine[:3, 2] * (first + (thick - 1) / 2)
     affine[:3, 2] *= thick
-    return affine
+    return MetaTensor(slabs, meta={**volume.meta, MetaKeys.AFFINE: affine})
 
 
 def pixel_side_mm(scan: Tensor) -> float:

@@ -26,7 +26,7 @@ from medgen.simulate.trunk import trunk_hu
 
 _log = logging.getLogger(__name__)
 
-_GROUP_KEYS = {"manifest", "weight", "strip", "roles", "also"}
+_GROUP_KEYS = {"manifest", "weight", "strip", "roles", "also", "slices"}
 # Beside the package in a checkout, inside it in a wheel.
 _MANIFEST_PLACES = (Path(__file__).parents[2] / "data_manifests", Path(__file__).parents[1] / "data_manifests")
 
@@ -44,8 +44,9 @@ def training_items(
         groups: each with `manifest` (a file name), `weight` (how often each of its pairs is drawn, relative; 1 if
             absent), `strip` (whether whole heads shall be stripped; false if absent), `roles` (which files of each case
             to take, leaving out cases that lack one; all if absent; a mapping says under which key: `{image: target}`
-            for scans that are to be learnt) and `also` (those to take where a case has them). A manifest may stand in
-            two groups, stripped and whole.
+            for scans that are to be learnt), `also` (those to take where a case has them) and `slices` (runs of slices
+            to learn from, see `medgen.prepare.dose.RandPiecesd`). A manifest may stand in two groups, stripped and
+            whole.
         dataset_dir: the folder that the manifests' paths are relative to.
         manifest_dir: where the manifests are; by default, those that come with medgen.
         split: of the manifests.
@@ -69,7 +70,9 @@ def training_items(
     folder = Path(manifest_dir) if manifest_dir else _manifest_dir()
     items: list[dict[str, Any]] = []
     for group in groups:
-        added = {"weight": float(group.get("weight", 1.0)), "strip": bool(group.get("strip", False))}
+        added: dict[str, Any] = {"weight": float(group.get("weight", 1.0)), "strip": bool(group.get("strip", False))}
+        if "slices" in group:
+            added["slices"] = group["slices"]
         pairs = datalist_from_manifest(folder / group["manifest"], split, Path(dataset_dir))
         for pair in pairs:
             roles = group.get("roles", pair.keys())

@@ -1,5 +1,6 @@
 """Windows at a random lower dose: what is random, what stays, and that the noise is that of the whole chain."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,17 @@ from monai.transforms import Compose, RandSpatialCropd
 
 from medgen.errors import GeometryError, IntensityError
 from medgen.metrics.ct_noise import noise_power, noise_power_distance
-from medgen.prepare.dose import DoseFieldsd, RandLowDosed, RandSlabsd, pixel_side_mm, seen_through, sharpened, softened
+from medgen.prepare.dose import (
+    DoseFieldsd,
+    RandLowDosed,
+    RandPiecesd,
+    RandSlabsd,
+    pixel_side_mm,
+    seen_through,
+    sharpened,
+    softened,
+)
+from medgen.run.dose import OwnNoise
 from medgen.simulate.dose import CtScanner, noise_fields
 
 _PIXEL_MM = 1.2
@@ -24,7 +35,12 @@ def _scan(side: int = 128, slices: int = 2, sides_mm: tuple[float, float] = (_PI
 
 
 def _fields(scan: MetaTensor, **settings: Any) -> dict[Any, Any]:
-    return DoseFieldsd("target", views=180, **settings)({"target": scan})
+    own = {name: settings.pop(name) for name in ("fit", "across", "seed") if name in settings}
+    return DoseFieldsd("target", scanner=CtScanner(views=180, **settings), **own)({"target": scan})
+
+
+def _known(kernel: float, photons: float = 1.5e6) -> Callable[[Any, float], OwnNoise]:
+    return lambda volume, pixel_mm: OwnNoise(photons, kernel, 1)
 
 
 def test_the_noise_of_a_scan_is_the_same_at_every_call_and_differs_from_slice_to_slice() -> None:
@@ -148,6 +164,44 @@ def test_one_slice_stays_one_slice() -> None:
         assert torch.equal(RandSlabsd("scan", [1, 2, 5]).set_random_state(seed)({"scan": scan})["scan"], scan)
 
 
+def test_slabs_are_no_thicker_than_asked_and_keep_what_is_known_of_the_kernel() -> None:
+    scan = _noise_of(1)  # slices of 2 mm
+    scan.meta["own_cutoff_per_mm"] = 1.3
+    made = [
+        RandSlabsd("scan", [1, 2, 4], most_mm=5.0).set_random_state(seed)({"scan": scan})["scan"] for seed in range(12)
+    ]
+    assert {round(float(one.pixdim[2])) for one in made} == {2, 4}
+    assert all(one.meta["own_cutoff_per_mm"] == 1.3 for one in made)
+
+
+def test_a_part_of_a_scan_can_be_kept_from_training() -> None:
+    scan = _noise_of(1)
+    item = {"scan": scan, "copy": scan.clone(), "slices": [[0, 3], [7, 12]]}
+    lengths = []
+    for seed in range(30):
+        made = RandPiecesd(["scan", "copy"]).set_random_state(seed)(item)
+        first = round(float(made["scan"].affine[2, 3]) / 2.0)
+        count = made["scan"].shape[-1]
+        assert (first, first + count) in {(0, 3), (7, 12)}
+        assert torch.equal(made["scan"], made["copy"])
+        torch.testing.assert_close(made["scan"].as_tensor(), scan.as_tensor()[..., first : first + count])
+        lengths.append(count)
+    assert 8 <= lengths.count(5) <= 28
+    assert torch.equal(RandPiecesd("scan")({"scan": scan})["scan"], scan)
+    with pytest.raises(GeometryError, match=r"within the 12 .* got 9 to 20"):
+        RandPiecesd("scan")({"scan": scan, "slices": [[9, 20]]})
+
+
+def test_flux_and_kernel_can_be_told_from_the_scan() -> None:
+    scan = _scan(64, 1)
+    plain, dark = (_fields(scan, fit=_known(0.8, photons))["noise"] for photons in (1.5e6, 1.5e4))
+    assert dark.meta["own_cutoff_per_mm"] == 0.8
+    assert float(dark[0].std()) == pytest.approx(10 * float(plain[0].std()), rel=0.02)
+    unknown = _fields(scan, fit=lambda volume, pixel_mm: None)["noise"]
+    assert torch.equal(unknown, plain)
+    assert "own_cutoff_per_mm" not in unknown.meta
+
+
 @pytest.mark.parametrize("gain", [0.6, 2.0])
 def test_sharpening_moves_the_finest_detail_by_its_gain_and_the_mean_by_nothing(gain: float) -> None:
     scan = 40 + 10 * _noise_of(2)
@@ -185,8 +239,8 @@ def test_half_of_the_scans_share_the_kernel_of_their_noise() -> None:
     scan = _scan(96, 1)
     scan += torch.from_numpy(np.random.default_rng(0).normal(scale=20.0, size=scan.shape).astype(np.float32))
     scan[:, :6] = -2048.0
-    item = _fields(scan)
-    chosen = RandLowDosed("target", cutoff_per_mm=(0.3, 0.3), own_cutoff_per_mm=1.2)
+    item = _fields(scan, fit=_known(1.2))
+    chosen = RandLowDosed("target", cutoff_per_mm=(0.3, 0.3))
     chosen.set_random_state(0)
     spread = [float(chosen(dict(item))["target"][0, 32:64, 32:64].std()) for _ in range(20)]
     soft = [value < 12 for value in spread]
@@ -197,7 +251,7 @@ def test_half_of_the_scans_share_the_kernel_of_their_noise() -> None:
 
 
 def test_noise_that_shares_the_kernel_is_as_sharp_as_the_scan() -> None:
-    item = _fields(_scan(96, 1))
+    item = _fields(_scan(96, 1), fit=_known(0.9))
 
     def deviations(sharpness: float) -> set[float]:
         chosen = RandLowDosed(
@@ -206,7 +260,6 @@ def test_noise_that_shares_the_kernel_is_as_sharp_as_the_scan() -> None:
             flux=(1.0, 1.0),
             cutoff_per_mm=(0.9, 0.9),
             sharpness=(sharpness,) * 2,
-            own_cutoff_per_mm=0.9,
         ).set_random_state(0)
         made = [chosen(dict(item)) for _ in range(8)]
         return {round(float((one["image"] - one["target"])[0, 32:64, 32:64].std()), 1) for one in made}

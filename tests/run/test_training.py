@@ -96,6 +96,13 @@ def test_a_group_may_say_what_a_role_is_to_be(tmp_path: Path) -> None:
     assert items[0]["patient"] == "p1"
 
 
+def test_a_group_may_say_which_slices_to_learn_from(tmp_path: Path) -> None:
+    write_manifest(tmp_path, "one", ["p1"])
+    for group, wanted in (({"slices": [[0, 3], [5, 9]]}, [[0, 3], [5, 9]]), ({}, None)):
+        [item] = training_items([{"manifest": "one.json", **group}], str(tmp_path), str(tmp_path))
+        assert item.get("slices") == wanted
+
+
 def test_trunks_by_formula_are_ct_of_different_people() -> None:
     first, second = trunk_slabs(2, shape=(32, 24, 2), spacing=(12.0, 12.0, 5.0))
     assert first["target"].shape == (1, 32, 24, 2)
