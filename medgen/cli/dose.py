@@ -16,7 +16,8 @@ def lowdose(
         Literal["own", "soft", "sharp"], typer.Option(help="Of the added noise; `own` is the scan's, by its spectrum.")
     ] = "own",
     photons: Annotated[
-        float, typer.Option(help="Incident photons a detector element; 0 fits them to the scan's own noise.", min=0)
+        float,
+        typer.Option(help="Incident photons a millimetre of the detector; 0 fits them to the scan's own noise.", min=0),
     ] = 0.0,
     slices: Annotated[int, typer.Option(help="From the middle of each scan; 0 for all.", min=0)] = 0,
     seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,

@@ -1,5 +1,7 @@
 """CT at random lower doses, to learn from: projected once for each scan, randomised for each window."""
 
+import logging
+import zlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
@@ -23,6 +25,7 @@ _MOST_ACROSS = 0.7
 _MATCHED = 0.5  # how often
 _RIM = 16  # pixels around a window that hide its end from the filter, which is periodic
 _OWN_CUTOFF = "own_cutoff_per_mm"  # in the metadata of the noise
+_log = logging.getLogger(__name__)
 
 
 class FittedNoise(Protocol):
@@ -41,13 +44,14 @@ class DoseFieldsd(MapTransform):  # type: ignore[misc]
     It takes seconds a slice and is the same at every call, so that a `CacheDataset` keeps it.
 
     Args:
-        keys: scans `(1, X, Y, Z)` `[HU]` with slices along the last axis and square pixels, as read or resampled.
-        noise_key: where the noise goes, `(2, X, Y, Z)` `[HU]`: of photons and of electronics, no kernel chosen yet.
+        keys: one scan `(1, X, Y, Z)` `[HU]` with slices along the last axis and square pixels, as read or resampled.
+        noise_key: where the noise goes, `(4, X, Y, Z)` `[HU]`: of photons and of electronics, no kernel chosen yet;
+            then both mirrored along X, another draw, as a body is much the same on both sides.
         image_key: an item that has it has been scanned at a lower dose already, and passes as it is.
         seed: of the draw.
         scanner: where `fit` tells the flux, that counts.
         fit: tells flux and kernel from a scan `(X, Y, Z)` `[HU]` and the side of its pixels `[mm]`, or None where it
-            cannot (`medgen.run.dose.fit_own_noise`).
+            cannot (`medgen.run.dose.fit_own_noise`); the log says what was found.
         across: correlation of the noise of neighbouring slices, up to 0.7: a helical scanner's slices overlap. Where it
             is left out, slices that are averaged keep more of their own noise than of what is added.
 
@@ -84,17 +88,22 @@ class DoseFieldsd(MapTransform):  # type: ignore[misc]
             volume = torch.as_tensor(scan)[0].numpy()
             own = self.fit(volume, side)
             scanner = replace(self.scanner, photons=own.photons) if own else self.scanner
+            told = f"its own noise speaks for a kernel that ends at {own.kernel:g} cycles/mm" if own else "as set"
+            _log.info("scan of %d slices: %.3g photons a mm, %s", volume.shape[2], scanner.photons, told)
             drawn = [
-                noise_fields(
-                    volume[..., z], side, np.random.default_rng([self.seed, z]), kernel=np.inf, scanner=scanner
-                )
-                for z in range(volume.shape[2])
+                noise_fields(plane, side, self._rng(z, plane), kernel=np.inf, scanner=scanner)
+                for z, plane in enumerate(np.moveaxis(volume, 2, 0))
             ]
             fields = np.stack([np.stack(field, axis=-1) for field in zip(*drawn, strict=True)])
-            noise = torch.from_numpy(_overlapping(fields, self.across))
+            fields = _overlapping(fields, self.across)
+            noise = torch.from_numpy(np.concatenate([fields, fields[:, ::-1]]))
             meta = {_OWN_CUTOFF: own.kernel} if own else {}
             result[self.noise_key] = MetaTensor(noise, affine=scan.affine, meta=meta)
         return result
+
+    def _rng(self, index: int, plane: Array) -> np.random.Generator:
+        """Draws of other scans are others, though they have as many slices."""
+        return np.random.default_rng([self.seed, index, zlib.crc32(np.ascontiguousarray(plane).tobytes())])
 
 
 def _overlapping(fields: Array, across: float) -> Array:
@@ -123,7 +132,8 @@ class RandLowDosed(Randomizable, MapTransform):  # type: ignore[misc]
         fraction: least and most of the dose; its logarithm is uniform.
         cutoff_per_mm: range of where the kernel's Hann window ends `[cycles/mm]`.
         flux: range of the scanner's photons at its full dose, relative to those that the scan was taken with; its
-            logarithm is uniform. Where they are fewer, the scan itself gets the noise that it would then have.
+            logarithm is uniform. Where they are fewer, the scan itself gets the noise that it would then have; where
+            they are more, it keeps the noise it has, and the step in dose is smaller than drawn.
         sharpness: range of the factor by which the scan's own finest detail, and its noise, is raised or lowered first,
             as by another kernel; its logarithm is uniform. (1, 1) leaves scans as they are.
     """
@@ -165,9 +175,9 @@ class RandLowDosed(Randomizable, MapTransform):  # type: ignore[misc]
             # electronics in proportion.
             signs = self.R.choice((-1.0, 1.0), size=2)
             gains = np.float32(signs[0] * flux**-0.5), np.float32(signs[1] / flux)
-            drawn = [missing_noise((fields[:1] * gains[0], fields[1:] * gains[1]), fraction)]
-            if flux < 1:  # turned round, one draw is as good as another
-                drawn.append(missing_noise((fields[:1, ::-1, ::-1], fields[1:, ::-1, ::-1]), flux))
+            drawn = [missing_noise((fields[:1] * gains[0], fields[1:2] * gains[1]), fraction)]
+            if flux < 1:
+                drawn.append(missing_noise((fields[2:3], fields[3:]), flux))
             shaped, *more = (
                 self._shaped(torch.from_numpy(np.ascontiguousarray(one)), side, cutoff, sharpness if own else 1.0)
                 for one in drawn

@@ -1,7 +1,8 @@
 """CT at a fraction of their dose as files, beside the scans themselves: pairs for a denoiser, with their manifest."""
 
 import re
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -118,7 +119,8 @@ def write_low_dose(
         source: as for `medgen run`; DICOM series of other modalities are passed over.
         output: folder.
         fraction: of the dose, above 0 and at most 1.
-        kernel: `soft`, `sharp`, or `own` for the one that fits the scan's own noise best.
+        kernel: `soft`, `sharp`, or `own` for the one that fits the scan's own noise best. With another than its own,
+            the flux is still the one that its own noise speaks for.
         photons: incident flux, see `CtScanner`; 0 fits it to the scan's own noise.
         slices: from the middle of each scan; 0 takes all.
         seed: of the noise.
@@ -135,10 +137,11 @@ def write_low_dose(
         raise NoInputError(f"expected CT as NIfTI or DICOM in {source.name}, found none")
     listen(Event("begin", len(cases), 0))
     told: dict[str, str] = {}
+    names = _names(cases)
     for number, case in enumerate(cases):
         listen(Event("stage", len(cases), number, case.name, "lower the dose"))
         try:
-            told[case.name] = _write_one(case, output, (fraction, kernel, photons, slices, seed))
+            told[case.name] = _write_one(case, output / names[case.name], (fraction, kernel, photons, slices, seed))
         except InputError as error:
             reason = str(error).removeprefix(f"{case.files[0].name}: ")
             told[case.name] = f"{_LEFT_OUT}{reason}"
@@ -151,7 +154,7 @@ def write_low_dose(
         )
     found = gather([output], {"image": "{patient}/{patient}_low.nii.gz", "target": "{patient}/{patient}_full.nii.gz"})
     # The folder may hold pairs of an earlier call, of another dose.
-    written = {_name(case) for case in cases if not told[case.name].startswith(_LEFT_OUT)}
+    written = {names[case.name] for case in cases if not told[case.name].startswith(_LEFT_OUT)}
     cohort = replace(found, cases=[case for case in found.cases if case["patient"] in written])
     write_manifest(
         cohort, output / "manifest.json", {"test": 1.0}, source="simulated", data_license="that of the scans"
@@ -159,7 +162,7 @@ def write_low_dose(
     return cohort, told
 
 
-def _write_one(case: Case, output: Path, how: tuple[float, str, float, int, int]) -> str:
+def _write_one(case: Case, folder: Path, how: tuple[float, str, float, int, int]) -> str:
     fraction, kernel, photons, slices, seed = how
     if case.refused:
         raise InputError(case.refused)
@@ -180,12 +183,12 @@ def _write_one(case: Case, output: Path, how: tuple[float, str, float, int, int]
         chosen = fit.kernel if kernel == "own" else kernel
     scanner = replace(scanner, photons=photons)
     told += _starved(scan[..., scan.shape[-1] // 2], side, fraction, scanner)
-    low = lower_dose(scan, (side, side), fraction, np.random.default_rng(seed), kernel=chosen, scanner=scanner)
+    rng = np.random.default_rng([seed, zlib.crc32(folder.name.encode())])  # scans do not share their noise
+    low = lower_dose(scan, (side, side), fraction, rng, kernel=chosen, scanner=scanner)
     affine = np.asarray(image.affine, dtype=np.float64).copy()
     affine[:3, 3] += affine[:3, 2] * first
-    name = _name(case)
     for volume, what in ((low, "low"), (scan, "full")):
-        _write(volume, affine, output / name / f"{name}_{what}.nii.gz")
+        _write(volume, affine, folder / f"{folder.name}_{what}.nii.gz")
     return f"{scan.shape[-1]} slices, {photons:.3g} photons, kernel {chosen}{told}"
 
 
@@ -193,15 +196,23 @@ def _starved(plane: Array, side: float, fraction: float, scanner: CtScanner) -> 
     """Says what share of a slice's rays is left with so few photons that their logarithm is biased, if any is."""
     integrals = line_integrals(plane, side, scanner)
     photons = fraction * scanner.incident(len(integrals), side)[:, None] * np.exp(-integrals)
-    share = float((photons < _BIASED_BELOW * scanner.electronic).mean())
+    share = float((photons < _BIASED_BELOW * scanner.read_out(side)).mean())
     return (
         f"; {100 * share:.2g} % of the rays of its middle slice are so dark that HU are biased there" if share else ""
     )
 
 
-def _name(case: Case) -> str:
-    """What a case's files are called: by its whole path, as two folders may hold files of one name."""
-    return re.sub(r"[^A-Za-z0-9-]", "-", str(case.stem))
+def _names(cases: Sequence[Case]) -> dict[str, str]:
+    """What each case's files are called: by its whole path, as two folders may hold files of one name; no two alike."""
+    names: dict[str, str] = {}
+    for case in cases:
+        plain = name = re.sub(r"[^A-Za-z0-9-]", "-", str(case.stem))
+        count = 1
+        while name in names.values():
+            count += 1
+            name = f"{plain}-{count}"
+        names[case.name] = name
+    return names
 
 
 def _write(volume: Array, affine: npt.NDArray[np.float64], path: Path) -> None:

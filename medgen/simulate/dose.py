@@ -28,9 +28,6 @@ Array = npt.NDArray[np.float32]
 KERNELS: Mapping[str, float] = {"soft": 0.8, "sharp": 1.6}
 PADDING_HU = -1500.0  # what is not above it was never measured
 _FEWEST_PHOTONS = 1.0  # a logarithm is taken of them
-# Times the electronic noise: the law of small deviations, by which variance follows from photons, ends where the
-# detector's own noise is of their number. Behind metal it would give more noise than a logarithm can have.
-_LEAST_SIGNAL = 4.0
 _COARSE_MM = 1.0
 
 
@@ -39,9 +36,10 @@ class CtScanner:
     """What decides how noisy a CT is.
 
     Attributes:
-        photons: that reach a detector element in one view at full dose with nothing in the way, in the middle of the
-            fan: incident flux, often called I0.
-        electronic: standard deviation of the detector's own noise, in photons.
+        photons: that reach a millimetre of the detector, scaled to the middle of the scanner, in one view at full dose
+            with nothing in the way, in the middle of the fan: incident flux, often called I0. By the millimetre, so
+            that finer pixels do not mean more photons.
+        electronic: standard deviation of the noise of a millimetre of the detector itself, in photons.
         bow_tie_mm: radius of the water cylinder that the bow-tie filter is made for `[mm]`.
         bow_tie: how much of that cylinder's missing path the filter makes up for, 0 to 1; 0 is no filter.
         water_per_mm: linear attenuation of water `[1/mm]`; 0.0193 at 70 keV (NIST XCOM).
@@ -60,7 +58,11 @@ class CtScanner:
         away = (np.arange(bins) - bins // 2) * pixel_mm
         path = 2 * np.sqrt(np.maximum(self.bow_tie_mm**2 - away**2, 0.0))
         missing = self.bow_tie * (2 * self.bow_tie_mm - path)
-        return np.asarray(self.photons * np.exp(-self.water_per_mm * missing), dtype=np.float32)
+        return np.asarray(self.photons * pixel_mm * np.exp(-self.water_per_mm * missing), dtype=np.float32)
+
+    def read_out(self, pixel_mm: float) -> float:
+        """Returns the standard deviation of the electronic noise of an element of `pixel_mm`, in photons."""
+        return float(self.electronic * pixel_mm**0.5)
 
 
 def line_integrals(image: npt.ArrayLike, pixel_mm: float, scanner: CtScanner | None = None) -> Array:
@@ -93,11 +95,16 @@ def noise_fields(
     *,
     kernel: str | float = "soft",
     scanner: CtScanner | None = None,
+    lowest: float = 0.1,
 ) -> tuple[Array, Array]:
     """Draws the two kinds of noise that a slice has at full dose, each `(X, Y)` `[HU]`: of photons, of electronics.
 
     At a fraction f of the dose the first is `f ** -0.5` times as large and the second `1 / f` times, so `missing_noise`
     makes of one draw the noise for any dose.
+
+    The law of small deviations, by which variance follows from photons, ends where they are as few as the electronic
+    noise: behind metal it would give more noise than a logarithm can have. Rays are taken to bring no fewer than that
+    at the lowest dose.
 
     Args:
         image: one slice `(X, Y)` `[HU]`.
@@ -105,14 +112,15 @@ def noise_fields(
         rng: of the draw.
         kernel: one of `KERNELS`, or where the filter ends `[cycles/mm]`.
         scanner: default a `CtScanner`.
+        lowest: fraction of the dose that the noise is to be used for.
     """
     scanner = scanner or CtScanner()
-    integrals = line_integrals(image, pixel_mm, scanner)
+    integrals, read_out = line_integrals(image, pixel_mm, scanner), scanner.read_out(pixel_mm)
     photons = scanner.incident(len(integrals), pixel_mm)[:, None] * np.exp(-integrals)
-    photons = np.maximum(photons, max(_LEAST_SIGNAL * scanner.electronic, _FEWEST_PHOTONS))
+    photons = np.maximum(photons, max(read_out, _FEWEST_PHOTONS) / lowest)
     shape = np.shape(image)
     draws = (rng.standard_normal(photons.shape, dtype=np.float32) for _ in range(2))
-    deviations = (photons**-0.5, scanner.electronic / photons)
+    deviations = (photons**-0.5, read_out / photons)
     quantum, electronic = (
         _reconstructed(deviation * draw, shape, pixel_mm, kernel, scanner)
         for deviation, draw in zip(deviations, draws, strict=True)
@@ -133,8 +141,7 @@ def missing_noise(fields: tuple[Array, Array], fraction: float) -> Array:
         >>> missing_noise((np.float32(2.0), np.float32(0.0)), 0.2)
         np.float32(4.0)
     """
-    if not 0 < fraction <= 1:
-        raise IntensityError(f"expected a fraction of the dose above 0 and at most 1, got {fraction:g}")
+    _require_fraction(fraction)
     quantum, electronic = fields
     return np.asarray(
         quantum * np.float32((1 / fraction - 1) ** 0.5) + electronic * np.float32((1 / fraction**2 - 1) ** 0.5),
@@ -166,12 +173,13 @@ def lower_dose(
         GeometryError: the pixels are not square.
         IntensityError: the fraction is not above 0 and at most 1.
     """
+    _require_fraction(fraction)
     scan = np.array(volume, dtype=np.float32)
     side = _side(pixel_mm)
     slices = scan[..., None] if scan.ndim == 2 else scan
     for index in range(slices.shape[2]):
         one = slices[..., index]
-        noise = missing_noise(noise_fields(one, side, rng, kernel=kernel, scanner=scanner), fraction)
+        noise = missing_noise(noise_fields(one, side, rng, kernel=kernel, scanner=scanner, lowest=fraction), fraction)
         slices[..., index] = np.where(one > PADDING_HU, one + noise, one)
     return scan
 
@@ -187,8 +195,9 @@ def scanned(
 ) -> Array:
     """Returns a slice without noise of its own as a scanner sees it `[HU]`: its counts are drawn, then their logarithm.
 
-    Where few photons arrive, a logarithm is not fair: the mean of the line integrals rises by 1 / (2 * counts), and
-    where none arrive, by what the detector reads instead. That bias is in the result, as it is in a scan.
+    Where few photons arrive, a logarithm is not fair: the mean of the line integrals rises by half the variance of the
+    counts over their square, and where none arrive, by what the detector reads instead. That bias is in the result, as
+    it is in a scan.
 
     Args:
         phantom: one slice `(X, Y)` `[HU]`.
@@ -208,9 +217,14 @@ def scanned(
     image, side = np.asarray(phantom, dtype=np.float32), _side(pixel_mm)
     integrals = line_integrals(image, side, scanner)
     incident = fraction * scanner.incident(len(integrals), side)[:, None]
-    counts = rng.poisson(incident * np.exp(-integrals)) + scanner.electronic * rng.standard_normal(integrals.shape)
+    counts = rng.poisson(incident * np.exp(-integrals)) + scanner.read_out(side) * rng.standard_normal(integrals.shape)
     measured = -np.log(np.maximum(counts, _FEWEST_PHOTONS) / incident)
     return image + _reconstructed((measured - integrals).astype(np.float32), image.shape, side, kernel, scanner)
+
+
+def _require_fraction(fraction: float) -> None:
+    if not 0 < fraction <= 1:
+        raise IntensityError(f"expected a fraction of the dose above 0 and at most 1, got {fraction:g}")
 
 
 def _reconstructed(

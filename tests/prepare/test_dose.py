@@ -46,11 +46,14 @@ def _known(kernel: float, photons: float = 1.5e6) -> Callable[[Any, float], OwnN
 def test_the_noise_of_a_scan_is_the_same_at_every_call_and_differs_from_slice_to_slice() -> None:
     scan = _scan(64)
     first, second, other = _fields(scan), _fields(scan), _fields(scan, seed=1)
-    assert first["noise"].shape == (2, 64, 64, 2)
+    assert first["noise"].shape == (4, 64, 64, 2)
     assert torch.equal(first["noise"], second["noise"])
     assert not torch.equal(first["noise"], other["noise"])
     assert not torch.equal(first["noise"][..., 0], first["noise"][..., 1])
     assert torch.equal(first["target"], scan)
+    assert torch.equal(first["noise"][2:], first["noise"][:2].flip(1))
+    brighter = _fields(scan + 1)  # another scan of as many slices
+    assert abs(np.corrcoef(first["noise"][0].ravel(), brighter["noise"][0].ravel())[0, 1]) < 0.1
 
 
 def test_noise_of_neighbouring_slices_is_as_like_as_asked_and_no_stronger() -> None:
@@ -218,7 +221,7 @@ def test_sharpening_moves_the_finest_detail_by_its_gain_and_the_mean_by_nothing(
 def test_a_sharper_kernel_is_learnt_with_the_scan_and_its_padding_stays() -> None:
     scan = 40 + 10 * _noise_of(3)
     scan[..., :5, :] = -2000.0
-    item = {"target": scan, "noise": MetaTensor(torch.zeros(2, 64, 64, 12), affine=scan.affine)}
+    item = {"target": scan, "noise": MetaTensor(torch.zeros(4, 64, 64, 12), affine=scan.affine)}
     made = RandLowDosed("target", sharpness=(2.0, 2.0)).set_random_state(0)(item)
     assert (made["target"][..., :5, :] == -2000.0).all()
     assert float(made["target"][..., 20:, :].std()) > 1.2 * float(scan[..., 20:, :].std())

@@ -124,5 +124,20 @@ def test_files_of_one_name_in_two_folders_and_pairs_of_an_earlier_call_are_told_
     cohort, told = write_low_dose(tmp_path / "in", tmp_path / "out", fraction=0.5)
     assert len(told) == 2
     assert [case["patient"] for case in cohort.cases] == ["one-ct", "two-ct"]
+    shared = [
+        nib.load(tmp_path / "out" / name / f"{name}_low.nii.gz").get_fdata()
+        - nib.load(tmp_path / "out" / name / f"{name}_full.nii.gz").get_fdata()
+        for name in ("one-ct", "two-ct")
+    ]
+    assert abs(np.corrcoef(shared[0].ravel(), shared[1].ravel())[0, 1]) < 0.1  # each has noise of its own
     again, _ = write_low_dose(tmp_path / "in" / "two", tmp_path / "out", fraction=0.25)
     assert [case["patient"] for case in again.cases] == ["ct"]
+
+
+def test_names_that_would_be_the_same_are_made_different(tmp_path: Path) -> None:
+    for number, name in enumerate(("p1/ct", "p1-ct", "p1_ct")):
+        _save(_noisy(1) + number, tmp_path / "in" / f"{name}.nii.gz")
+    cohort, told = write_low_dose(tmp_path / "in", tmp_path / "out", fraction=0.5)
+    assert len(told) == 3
+    assert sorted(case["patient"] for case in cohort.cases) == ["p1-ct", "p1-ct-2", "p1-ct-3"]
+    assert len(list((tmp_path / "out").rglob("*_low.nii.gz"))) == 3

@@ -50,16 +50,41 @@ def test_noise_follows_from_the_photons_that_arrive() -> None:
     """In the middle of a disc every ray brings the same number of photons, and theory gives the variance in HU."""
     kernel = 0.3
     quantum, _ = noise_fields(_disc(80.0), _PIXEL_MM, np.random.default_rng(1), kernel=kernel, scanner=_QUIET)
-    photons = _QUIET.photons * np.exp(-160.0 * _QUIET.water_per_mm)
-    # White noise of a sinogram through ramp and window: pi / views * integral of (ramp * window)^2, times the width of
-    # an element (Kak and Slaney, Principles of Computerized Tomographic Imaging, chapter 5).
+    photons_per_mm = _QUIET.photons * np.exp(-160.0 * _QUIET.water_per_mm)
+    # White noise of a sinogram through ramp and window: pi^2 / views * integral of (ramp * window)^2, times the width
+    # of an element (Kak and Slaney, Principles of Computerized Tomographic Imaging, chapter 5).
     frequency = np.linspace(0, kernel, 2001)
     transfer = frequency * (0.5 + 0.5 * np.cos(np.pi * frequency / kernel))
     integral = 2 * np.trapezoid(transfer**2, frequency)
-    variance = np.pi**2 / _QUIET.views * integral * _PIXEL_MM / photons
+    variance = np.pi**2 / _QUIET.views * integral / photons_per_mm
     expected = 1000 / _QUIET.water_per_mm * variance**0.5
     found = _middle(quantum, 24).std()
     assert found == pytest.approx(expected, rel=0.12)
+
+
+def test_a_finer_grid_has_the_same_noise() -> None:
+    scanner = CtScanner(photons=2e4, electronic=30.0, views=180)
+    coarse, fine = (
+        noise_fields(image, pixel, np.random.default_rng(1), kernel=0.3, scanner=scanner)
+        for image, pixel in ((_disc(80.0), _PIXEL_MM), (np.kron(_disc(80.0), np.ones((2, 2))), _PIXEL_MM / 2))
+    )
+    for one, other in zip(coarse, fine, strict=True):
+        assert _middle(other, 48).std() == pytest.approx(_middle(one, 24).std(), rel=0.12)
+
+
+def test_named_kernels_differ_where_pixels_can_show_it() -> None:
+    fine = 0.3
+    places = (np.arange(_SIDE) - (_SIDE - 1) / 2) * fine
+    image = np.where(np.hypot(*np.meshgrid(places, places, indexing="ij")) < 25, 0.0, -1000.0).astype(np.float32)
+    spectra = {
+        name: noise_power(
+            [_middle(noise_fields(image, fine, np.random.default_rng(6), kernel=name, scanner=_QUIET)[0])], fine
+        )
+        for name in KERNELS
+    }
+    beyond = {name: power.power[power.frequency > 0.85].sum() / power.power.sum() for name, power in spectra.items()}
+    assert beyond["soft"] < 0.01
+    assert beyond["sharp"] > 0.1
 
 
 def test_a_quarter_of_the_photons_doubles_the_noise() -> None:
@@ -85,6 +110,11 @@ def test_the_variances_of_a_lower_dose_add_up_to_that_of_the_scanner() -> None:
 def test_at_full_dose_a_scan_comes_back() -> None:
     scan = np.random.default_rng(3).normal(0, 50, (48, 48, 2)).astype(np.float32)
     assert np.array_equal(lower_dose(scan, (0.8, 0.8), 1.0, np.random.default_rng(4), scanner=_QUIET), scan)
+    steps = [
+        (lower_dose(scan, (0.8, 0.8), fraction, np.random.default_rng(4), scanner=_QUIET) - scan).std()
+        for fraction in (0.5, 0.9, 0.99, 0.999)
+    ]
+    assert steps == pytest.approx([steps[0] * (1 / f - 1) ** 0.5 for f in (0.5, 0.9, 0.99, 0.999)], rel=1e-2)
 
 
 def test_water_stays_water_and_padding_stays_padding() -> None:
@@ -160,11 +190,12 @@ def test_between_two_hips_of_metal_noise_stays_what_a_logarithm_can_have() -> No
     for centre in (-50, 50):
         place = _SIDE // 2 + centre
         image[place - 14 : place + 14, _SIDE // 2 - 14 : _SIDE // 2 + 14] = 8000.0
-    scanner, rng, fraction = CtScanner(photons=3.6e5, views=360), np.random.default_rng(3), 0.25
+    scanner, rng = CtScanner(photons=3e5, views=360), np.random.default_rng(3)
     sides = (_PIXEL_MM, _PIXEL_MM)
-    counted = scanned(image, sides, fraction, rng, scanner=scanner) - image
-    added = lower_dose(image, sides, fraction, rng, scanner=scanner) - image
-    assert 0.4 < _middle(added, 16).std() / _middle(counted, 16).std() < 2.5
+    for fraction in (0.25, 0.1, 0.01):
+        counted = scanned(image, sides, fraction, rng, scanner=scanner) - image
+        added = lower_dose(image, sides, fraction, rng, scanner=scanner) - image
+        assert 0.4 < _middle(added, 16).std() / _middle(counted, 16).std() < 2.5
 
 
 def test_few_photons_bias_the_mean_upwards_and_many_do_not() -> None:
