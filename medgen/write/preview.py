@@ -43,7 +43,7 @@ def write_preview(result: Result, path: Path) -> None:
     """
     source, spacing = to_lpi(result.source, result.grid)
     image, _ = to_lpi(result.image, result.grid)
-    window = _window(source, "")
+    window = _window(source, "" if result.kind.synthetic else result.kind.unit)
     centre = _middle(source, window)
     rows = [
         _row(source, spacing, centre, window, "input"),

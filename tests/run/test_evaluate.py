@@ -188,6 +188,26 @@ def test_a_picture_shows_the_patient_the_same_way_round_on_every_grid(
     assert tile[:, :half].mean() > 1.5 * tile[:, half:].mean()
 
 
+def test_a_picture_of_a_denoised_ct_has_one_window_and_shows_its_middle_larger(tmp_path: Path) -> None:
+    ct = np.full((60, 60, 3), -1000, np.float32)
+    ct[6:54, 6:54] = 40
+    ct[28:32, 28:32] = 240
+    case = Case("a", "nifti", (), PurePosixPath("a"), PurePosixPath("a"), ".nii")
+    kind = OutputKind("CT", "CT", "Denoised CT", "HU", "denoised")
+    grid = Grid(ct.shape, np.diag([1.0, 1.0, 5.0, 1.0]))
+    write_comparison(Result(case, kind, ct + 20, ct - 100, grid, Provenance("b", "0", "w")), ct, tmp_path / "p.png")
+    page = _pixels(tmp_path / "p.png")
+    assert page.shape[1] == 4 * 320
+    height = page.shape[0] // 2
+    source, result, truth, difference = (page[18:height, n * 320 : (n + 1) * 320] for n in range(4))
+    greys = [int(np.median(tile[..., 0])) for tile in (source, result, truth)]
+    assert greys == [round(255 * (hu + 160) / 400) for hu in (-60, 60, 40)]
+    assert np.median(difference[..., 0]) == round(255 * 20 / 40)  # a tenth of the window is full red
+    assert difference[..., 2].max() == 0
+    inner = page[height + 18 :, 2 * 320 : 3 * 320, 0]
+    assert (inner > 250).mean() > 4 * (truth[..., 0] > 250).mean()
+
+
 def test_air_that_only_the_prediction_has_counts_against_it(tmp_path: Path) -> None:
     ct = np.full((26, 22, 18), -1000, np.float32)
     ct[4:-4, 3:-3, 3:-3] = 40

@@ -1,14 +1,16 @@
 """The picture shows the patient the right way round, in true proportions, whatever the order of the array's axes."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from medgen.geometry import Grid
 from medgen.write.preview import write_preview
-from write.conftest import CT, T2, Make, nifti_case, result_of
+from write.conftest import CT, DENOISED, T2, Make, nifti_case, result_of
 
 
 def block_in_corner(grid: Grid, ras: np.ndarray) -> np.ndarray:
@@ -76,3 +78,21 @@ def test_a_name_longer_than_the_picture_is_shortened_not_wrapped(tmp_path: Path,
     case = nifti_case(tmp_path / "in.nii", oblique, name="a/" * 80 + "sub-01_T1w")
     write_preview(result_of(case, oblique), tmp_path / "p.png")
     assert size_of(tmp_path / "p.png")[0] < 1000
+
+
+def test_a_scan_and_what_was_denoised_of_it_are_shown_in_one_window(tmp_path: Path) -> None:
+    grid = Grid((40, 40, 12), np.diag([1.0, 1.0, 3.0, 1.0]))
+    image = np.full(grid.shape, -1000.0, dtype=np.float32)
+    image[5:35, 5:35, 2:10] = 40.0
+    image[10, 10, 5] = 3000.0  # of which percentiles would make another window
+    case = nifti_case(tmp_path / "in.nii", grid)
+    greys = []
+    for kind in (DENOISED, CT):
+        result = replace(result_of(case, grid, kind, image=image), source=image)
+        write_preview(result, tmp_path / "p.png")
+        with Image.open(tmp_path / "p.png") as picture:
+            page = np.asarray(picture.convert("L"), dtype=float)
+        half = (page.shape[0] - 44) // 2
+        greys.append([page[top + 60 : top + half - 60, 60:200].mean() for top in (0, half)])
+    assert greys[0][0] == pytest.approx(greys[0][1], abs=1)
+    assert greys[1][0] != pytest.approx(greys[1][1], abs=20)
