@@ -45,7 +45,7 @@ def training_items(
             absent), `strip` (whether whole heads shall be stripped; false if absent), `roles` (which files of each case
             to take, leaving out cases that lack one; all if absent; a mapping says under which key: `{image: target}`
             for scans that are to be learnt), `also` (those to take where a case has them) and `slices` (runs of slices
-            to learn from, see `medgen.prepare.dose.RandPiecesd`). A manifest may stand in two groups, stripped and
+            to learn from, see `medgen.prepare.slabs.RandPiecesd`). A manifest may stand in two groups, stripped and
             whole.
         dataset_dir: the folder that the manifests' paths are relative to.
         manifest_dir: where the manifests are; by default, those that come with medgen.

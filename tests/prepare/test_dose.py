@@ -14,13 +14,12 @@ from medgen.metrics.ct_noise import noise_power, noise_power_distance
 from medgen.prepare.dose import (
     DoseFieldsd,
     RandLowDosed,
-    RandPiecesd,
-    RandSlabsd,
     pixel_side_mm,
     seen_through,
     sharpened,
     softened,
 )
+from medgen.prepare.slabs import RandPiecesd, RandSlabsd
 from medgen.run.dose import OwnNoise
 from medgen.simulate.dose import CtScanner, noise_fields
 
