@@ -27,6 +27,16 @@ def reconstruct_spatial(network: nn.Module, image: Tensor) -> tuple[Tensor, Tens
     return reconstruction, mean, 2 * deviation.clamp_min(1e-8).log()
 
 
+def reconstruct_drawn(network: nn.Module, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Reads a network with `encode` and `decode`, as `medgen.nets.vae` has: one code is drawn.
+
+    Returns (reconstruction, mean, log variance).
+    """
+    mean, log_variance = network.encode(image)  # type: ignore[operator]
+    latent = mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
+    return network.decode(latent), mean, log_variance  # type: ignore[operator]
+
+
 def encode_dense(network: nn.Module, image: Tensor) -> Tensor:
     """Returns the code of an image in MONAI's `VarAutoEncoder`: the mean, nothing drawn, whatever the network's mode.
 
@@ -98,6 +108,7 @@ class VariationalTrainer(ImageTrainer):
             made, mean, log_variance = (x.float() for x in self.read(self.autoencoder.network, image))
         error, kl = self.reconstruction([made], target, mask), self.divergence(mean, log_variance)
         loss = error + self._kl_weight() * kl
+        made = made[:, : target.shape[1]]  # what else a decoder says, such as its own error, is the loss's business
         told = {"reconstruction_loss": error.item(), "kl": kl.item(), "g_loss": 0.0}
         if self.adversary is not None and self.adversary.is_felt(int(self.state.epoch)):
             with self._autocast():
