@@ -60,10 +60,14 @@ def head_mask(volume: Volume, spacing: Sequence[float]) -> Mask:
     return np.asarray(whole & binary_fill_holes(volume > 0), dtype=np.bool_)
 
 
+def source_unit(volume: Volume) -> float:
+    """Returns the 75th percentile of a magnitude image's foreground, near white matter on T1."""
+    return float(np.percentile(volume[foreground(volume)], SOURCE_PERCENTILE))
+
+
 def source_to_unit(volume: Volume) -> Volume:
-    """Scales a source so that the 75th percentile of its foreground, near white matter on T1, is 1; clips to [0, 4]."""
-    scale = float(np.percentile(volume[foreground(volume)], SOURCE_PERCENTILE))
-    return np.asarray(np.clip(volume / scale, 0.0, SOURCE_CEILING), dtype=np.float32)
+    """Scales a source so that its `source_unit` is 1; clips to [0, 4]."""
+    return np.asarray(np.clip(volume / source_unit(volume), 0.0, SOURCE_CEILING), dtype=np.float32)
 
 
 def target_to_unit(volume: Volume, mask: Mask) -> Volume:
@@ -84,7 +88,7 @@ def unit_to_hu(volume: Volume) -> Volume:
 
 
 class NormaliseSourced(MapTransform):  # type: ignore[misc]
-    """Applies `source_to_unit` to each key `(1, X, Y, Z)`.
+    """Applies `source_to_unit` to each key `(1, X, Y, Z)`; `meta["unit"]` is what 1 was in the image's own values.
 
     Args:
         keys: magnitude images.
@@ -101,7 +105,10 @@ class NormaliseSourced(MapTransform):  # type: ignore[misc]
         """Scales each key."""
         result = dict(data)
         for key in self.key_iterator(result):
-            result[key] = _like(result[key], source_to_unit(_voxels(result[key])) * np.float32(self.level))
+            volume = _voxels(result[key])
+            result[key] = _like(result[key], source_to_unit(volume) * np.float32(self.level))
+            if isinstance(result[key], MetaTensor):
+                result[key].meta["unit"] = source_unit(volume) / self.level
         return result
 
 

@@ -1,0 +1,150 @@
+"""Where the brain is, in T2-like MR of a head with or without skull: the dark gap around it sets it apart.
+
+On FLAIR bone and fluid are dark, on T2 bone is. What is bright enough falls into the brain and a shell of scalp once
+the thin bridges between them (vessels, nerves, dura) are worn away; what is left in the middle then grows back.
+"""
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+from scipy.ndimage import binary_closing, binary_fill_holes, distance_transform_edt, gaussian_filter, label, maximum
+
+from medgen.errors import IntensityError
+from medgen.geometry import spacing_mm
+
+Volume = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.bool_]
+
+SMALLEST_BRAIN_ML, LARGEST_BRAIN_ML = 50.0, 2300.0  # a slab of a brain is enough
+_BARE_ZEROS = 0.35  # so much of a stripped image, but not of its box, is exactly one value
+_DARK = 0.4  # of the usual tissue, below which a voxel is bone, air or (on FLAIR) fluid
+_THICK_SHARE = 0.6
+_BRIDGES_MM = (3.0, 4.5, 6.0, 8.0)  # thickness of what still joins brain and scalp, tried in turn
+
+
+def find_brain(volume: Volume, spacing: Sequence[float]) -> Mask:
+    """Returns the brain in T2-like MR `(X, Y, Z)`, with the fluid within it.
+
+    An image that is empty around the brain (stripped) is taken as it is.
+
+    Args:
+        volume: FLAIR or T2, magnitude.
+        spacing: of its voxels [mm].
+
+    Raises:
+        IntensityError: nothing in it is as large as a brain and set apart from the rest.
+    """
+    voxel_ml = float(np.prod(spacing)) / 1000
+    bare = _bare_brain(volume, voxel_ml)
+    if bare is not None:
+        return _plausible(bare, voxel_ml)
+    smooth = gaussian_filter(volume.clip(0), [0.7 / s for s in spacing])
+    usual = _usual(smooth)
+    tissue = smooth > _DARK * usual
+    deep = np.asarray(distance_transform_edt(tissue, spacing), dtype=np.float32)
+    best: Mask | None = None
+    for bridge in _BRIDGES_MM:
+        core = _thickest(deep, bridge)
+        if core is None:
+            continue
+        grown = np.asarray(distance_transform_edt(~core, spacing) <= bridge + 0.5) & tissue
+        steps = np.maximum(1, np.round(4.0 / np.asarray(spacing))).astype(int)
+        whole = binary_fill_holes(_closed(grown, steps))
+        best = np.asarray(whole, dtype=np.bool_)
+        if best.sum() * voxel_ml <= LARGEST_BRAIN_ML and _apart(best, tissue, spacing):
+            break
+    if best is None:
+        raise IntensityError(
+            "expected a brain set apart from the skull by a dark gap, found none; strip the scan first"
+        )
+    return _plausible(best, voxel_ml)
+
+
+def _bare_brain(volume: Volume, voxel_ml: float) -> Mask | None:
+    """The brain of an image that is empty around it; None where it is not.
+
+    A head whose background was cleaned is empty around it, too, but larger than any brain.
+    """
+    lowest = volume.min()
+    empty = volume <= lowest if (volume <= lowest).mean() >= _BARE_ZEROS else volume == 0
+    if empty.mean() < _BARE_ZEROS:
+        return None
+    filled = np.asarray(binary_fill_holes(~empty), dtype=np.bool_)
+    return filled if filled.sum() * voxel_ml <= LARGEST_BRAIN_ML else None
+
+
+def _usual(volume: Volume) -> float:
+    """What tissue usually shows: the median of what is above the mean of what is not empty."""
+    positive = volume[volume > 0]
+    if positive.size == 0:
+        raise IntensityError("expected an image with positive voxels, got none; is this a magnitude image?")
+    return float(np.median(positive[positive >= positive.mean()]))
+
+
+def _thickest(deep: Volume, bridge: float) -> Mask | None:
+    """The largest of the parts that go about as deep as any: a scalp is wide, but not thick."""
+    parts, count = label(deep > bridge)
+    if count == 0:
+        return None
+    depths = np.asarray(maximum(deep, parts, index=np.arange(1, count + 1)))
+    sizes = np.where(depths >= _THICK_SHARE * depths.max(), np.bincount(parts.ravel())[1:], 0)
+    return np.asarray(parts == 1 + int(sizes.argmax()), dtype=np.bool_)
+
+
+def _closed(mask: Mask, steps: npt.NDArray[np.intp]) -> Mask:
+    """Closes sulci and dark spots: what lies between parts of the brain belongs to it."""
+    padded = np.pad(mask, [(int(s) + 1, int(s) + 1) for s in steps])
+    for axis, reach in enumerate(steps):
+        shape = [1, 1, 1]
+        shape[axis] = 2 * int(reach) + 1
+        padded = binary_closing(padded, np.ones(shape, dtype=np.bool_))
+    return np.asarray(padded[tuple(slice(int(s) + 1, -int(s) - 1) for s in steps)], dtype=np.bool_)
+
+
+def _apart(brain: Mask, tissue: Mask, spacing: Sequence[float]) -> bool:
+    """Says whether most of what surrounds a brain is dark."""
+    away = distance_transform_edt(~brain, spacing)
+    around = (away > 0) & (away <= 2.0)
+    return bool((tissue & around).sum() < 0.5 * around.sum())
+
+
+def _plausible(brain: Mask, voxel_ml: float) -> Mask:
+    volume_ml = float(brain.sum()) * voxel_ml
+    if not SMALLEST_BRAIN_ML <= volume_ml <= LARGEST_BRAIN_ML:
+        raise IntensityError(
+            f"expected a brain of {SMALLEST_BRAIN_ML:.0f} to {LARGEST_BRAIN_ML:.0f} ml, found {volume_ml:.0f} ml; "
+            "is this FLAIR or T2 of a head? If so, strip the skull first"
+        )
+    return brain
+
+
+class FindBraind(MapTransform):  # type: ignore[misc]
+    """Finds the brain in an image, empties what surrounds it, and puts the mask beside it.
+
+    Args:
+        keys: FLAIR or T2 `(1, X, Y, Z)`.
+        brain_key: where the mask goes, `(1, X, Y, Z)` of 0 and 1.
+        allow_missing_keys: pass items without the image on.
+    """
+
+    def __init__(self, keys: str, brain_key: str = "brain", allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.brain_key = brain_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Finds the brain."""
+        result = dict(data)
+        for key in self.key_iterator(result):
+            image = result[key]
+            spacing = spacing_mm(np.asarray(image.affine)) if isinstance(image, MetaTensor) else np.ones(3)
+            brain = find_brain(np.asarray(image[0].cpu().numpy(), dtype=np.float32), [float(s) for s in spacing])
+            mask = torch.from_numpy(brain)[None].to(image.device)
+            result[key] = image * mask
+            kept = mask.to(torch.float32)
+            result[self.brain_key] = MetaTensor(kept, meta=image.meta) if isinstance(image, MetaTensor) else kept
+        return result
