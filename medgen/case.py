@@ -61,7 +61,7 @@ class OutputKind:
         suffix: BIDS suffix of the result, such as `"T2w"`, `"CT"`.
         modality: DICOM modality of the result, `"MR"` or `"CT"`.
         description: one line for a series description and a caption, such as `"Synthetic T2-weighted"`.
-        unit: `"HU"`, `"label"` or `"arbitrary"`.
+        unit: `"HU"`, `"label"`, `"score"` (a map of scores) or `"arbitrary"`.
         process: one word for what it is: `"synthetic"`, or what was done to a scan that stays one, such as
             `"denoised"`.
     """
@@ -78,6 +78,42 @@ class OutputKind:
         return self.process == "synthetic"
 
 
+@dataclass(frozen=True)
+class RegionScore:
+    """How abnormal one region of a scan is.
+
+    Attributes:
+        name: which one, in the patient's own directions.
+        score: larger is less normal.
+        volume_ml: of the region, as far as it was looked at.
+        peak_mm: where it is highest, RAS+ as the input's header states it.
+        p: the share of healthy regions that score as much or more, (1 + k) / (n + 1); None without a reference.
+    """
+
+    name: str
+    score: float
+    volume_ml: float
+    peak_mm: tuple[float, float, float]
+    p: float | None = None
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What was scored in a scan, beside the map of its voxels.
+
+    Attributes:
+        score: of the whole scan, larger is less normal; None where it would mean nothing.
+        regions: the most abnormal first.
+        p_simulated: the share of simulated healthy scans that score as much or more; None without a reference.
+        reference: in words, what the p-values rest on, or why there are none.
+    """
+
+    score: float | None
+    regions: tuple[RegionScore, ...]
+    p_simulated: float | None = None
+    reference: str = ""
+
+
 @dataclass(frozen=True, eq=False)
 class Result:
     """One finished volume, in output units on the grid of its input, not yet written.
@@ -91,6 +127,7 @@ class Result:
         provenance: who made it.
         flags: quality flags, such as `"regridded"`, `"input-contrast"`.
         seconds: time by stage `[s]`.
+        findings: of a map of scores, what it amounts to; None of any other image.
     """
 
     case: Case
@@ -101,3 +138,4 @@ class Result:
     provenance: Provenance
     flags: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
+    findings: Findings | None = None

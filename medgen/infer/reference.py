@@ -1,0 +1,184 @@
+"""What a score means: its place among the scores of healthy tissue, as a p-value that states what it rests on.
+
+A score s becomes p = (1 + #{reference >= s}) / (n + 1), the share of healthy scores as large, counted so that it is
+valid for any n: with n healthy scores that the new one is exchangeable with, P(p <= a) <= a (Vovk et al., Algorithmic
+Learning in a Random World, 2005; Phipson and Smyth, Stat Appl Genet Mol Biol 9:39, 2010). The smallest p is 1/(n + 1).
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from medgen.case import Findings, RegionScore
+from medgen.errors import BundleError
+
+SCHEMA = "medgen-healthy-reference-1"
+OUTSIDE_FLAG = "outside-reference"
+# What an input check says of a scan that the reference knows nothing of.
+FOREIGN = frozenset({"input-contrast", "input-resolution", "input-modality", "input-body-part", "input-unfamiliar"})
+
+
+def p_value(score: float, reference: npt.ArrayLike) -> float:
+    """Returns (1 + the number of reference scores that are as large) / (n + 1).
+
+    Example:
+        >>> p_value(3.0, [1, 2, 3, 4]), p_value(9.0, [1, 2, 3, 4])
+        (0.6, 0.2)
+    """
+    known = np.asarray(reference, dtype=np.float64)
+    return float((1 + np.count_nonzero(known >= score)) / (known.size + 1))
+
+
+@dataclass(frozen=True)
+class Healthy:
+    """The scores of one healthy person, or of what is healthy in a patient.
+
+    Attributes:
+        patient: whose; of simulated people, their seed.
+        regions: scores of regions.
+        scan: score of the scan; None of a patient, whose scan as a whole is not healthy.
+    """
+
+    patient: str
+    regions: tuple[float, ...]
+    scan: float | None = None
+
+
+@dataclass(frozen=True)
+class HealthyReference:
+    """Scores of healthy tissue, as one model and one way of scoring give them.
+
+    Attributes:
+        weights_sha256: of the model.
+        score: how it was scored, in words.
+        contrast: of the scans.
+        patients: healthy tissue of real scans.
+        simulated: simulated scans.
+    """
+
+    weights_sha256: str
+    score: str
+    contrast: str
+    patients: tuple[Healthy, ...]
+    simulated: tuple[Healthy, ...]
+
+    @classmethod
+    def load(cls, path: str) -> "HealthyReference":
+        """Reads the file that `save` wrote.
+
+        Raises:
+            BundleError: it is missing or of another form.
+        """
+        file = Path(path)
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            if content["schema"] != SCHEMA:
+                raise BundleError(f"{file.name}: expected schema {SCHEMA}, got {content['schema']}")
+            groups = {
+                group: tuple(Healthy(one["patient"], tuple(one["regions"]), one["scan"]) for one in content[group])
+                for group in ("patients", "simulated")
+            }
+            return cls(content["weights_sha256"], content["score"], content["contrast"], **groups)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise BundleError(
+                f"{file.name}: expected a healthy reference, got {type(error).__name__} {error}; "
+                "make it with `medgen calibrate`"
+            ) from error
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the reference as plain JSON types."""
+        groups = {
+            name: [{"patient": h.patient, "regions": _short(h.regions), "scan": _short([h.scan])[0]} for h in group]
+            for name, group in (("patients", self.patients), ("simulated", self.simulated))
+        }
+        return {
+            "schema": SCHEMA,
+            "weights_sha256": self.weights_sha256,
+            "score": self.score,
+            "contrast": self.contrast,
+            **groups,
+        }
+
+    @property
+    def regions(self) -> npt.NDArray[np.float64]:
+        """Scores of all regions of real healthy tissue."""
+        return _joined(self.patients)
+
+    @property
+    def scans(self) -> npt.NDArray[np.float64]:
+        """Scores of simulated scans."""
+        return np.array([one.scan for one in self.simulated if one.scan is not None], dtype=np.float64)
+
+    def describe(self) -> str:
+        """Says what p-values rest on."""
+        n, scans = self.regions.size, self.scans.size
+        return (
+            f"{self.contrast}: {n} regions of healthy tissue of {len(self.patients)} patients, smallest p "
+            f"{1 / (n + 1):.2g}; scans against {scans} simulated ones, smallest p {1 / (scans + 1):.2g}"
+        )
+
+    def judge(self, regions: Sequence[RegionScore], scan: float, flags: Sequence[str] = ()) -> Findings:
+        """Returns what scores mean.
+
+        A scan that the reference knows nothing of (another contrast, resolution, body part) has no p-values and no
+        score: it may score high because of the scanner, and must not count as sick.
+
+        Args:
+            regions: scores of regions.
+            scan: score of the scan.
+            flags: of the input check.
+        """
+        foreign = sorted(FOREIGN & set(flags))
+        if foreign:
+            return Findings(None, tuple(regions), None, f"none: {OUTSIDE_FLAG} ({', '.join(foreign)})")
+        known = self.regions
+        judged = tuple(replace(region, p=p_value(region.score, known)) for region in regions)
+        return Findings(scan, judged, p_value(scan, self.scans), self.describe())
+
+    def held_out(self, group: str = "patients") -> dict[str, npt.NDArray[np.float64]]:
+        """Returns the p-values of each person's regions against those of all the others of a group."""
+        people = self.patients if group == "patients" else self.simulated
+        return {
+            one.patient: np.array(
+                [p_value(s, _joined([o for o in people if o.patient != one.patient])) for s in one.regions]
+            )
+            for one in people
+            if any(o.patient != one.patient for o in people)
+        }
+
+
+def _joined(people: Sequence[Healthy]) -> npt.NDArray[np.float64]:
+    return np.concatenate([np.zeros(0), *(np.asarray(one.regions, dtype=np.float64) for one in people)])
+
+
+def _short(values: Sequence[float | None]) -> list[float | None]:
+    return [None if value is None else float(f"{value:.5g}") for value in values]
+
+
+def require_reference_of(reference: HealthyReference, weights_sha256: str, facts: Mapping[str, str]) -> None:
+    """Refuses a reference of another model, or of another way to score.
+
+    Args:
+        reference: as loaded.
+        weights_sha256: of the model that scores now.
+        facts: how it scores now: `score`, `contrast`.
+
+    Raises:
+        BundleError: they differ.
+    """
+    if reference.weights_sha256 != weights_sha256:
+        raise BundleError(
+            f"expected a healthy reference of these weights ({weights_sha256[:12]}), got one of "
+            f"{reference.weights_sha256[:12]}; fit it again with `medgen calibrate`"
+        )
+    for name, now in facts.items():
+        before = getattr(reference, name)
+        if before != now:
+            raise BundleError(
+                f"expected a healthy reference with {name} {now!r}, got {before!r}; fit one with `medgen calibrate`"
+            )

@@ -1,0 +1,128 @@
+"""What a map of scores amounts to: one number for each region of the brain, and one for the scan.
+
+Regions are a grid in the brain's own box: halves, fifths from front to back, quarters from below to above. They follow
+the patient's directions, not an atlas: no registration that could go wrong decides where something lies.
+"""
+
+from collections.abc import Hashable, Mapping
+from itertools import product
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+
+from medgen.case import RegionScore
+from medgen.errors import IntensityError
+from medgen.geometry import spacing_mm
+
+Volume = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.bool_]
+
+REGIONS_KEY = "regions"
+SCAN_KEY = "scan_score"
+TOP_ML, SCAN_TOP_ML = 0.1, 1.0
+LEAST_ML = 2.0
+_SIDES = ("left", "right")
+_DEPTHS = ("back", "mid-back", "middle", "mid-front", "front")
+_HEIGHTS = ("base", "lower", "upper", "top")
+_TRIMMED = 0.5  # percent of the brain on each side that does not stretch its box: a cord, a remnant of the skull
+
+
+def region_labels(brain: Mask) -> tuple[npt.NDArray[np.int16], tuple[str, ...]]:
+    """Returns the number of the region of each voxel, 0 outside of the brain, and the names of regions 1, 2, ...
+
+    Args:
+        brain: `(X, Y, Z)`, RAS: the axes run to the right, to the front and up.
+
+    Raises:
+        IntensityError: there is no brain.
+
+    Example:
+        >>> labels, names = region_labels(np.ones((20, 25, 20), dtype=bool))
+        >>> names[labels[0, 0, 0] - 1], names[labels[-1, -1, -1] - 1]
+        ('left back base', 'right front top')
+    """
+    if not brain.any():
+        raise IntensityError("expected a brain in the image, found none; is it a head, and not cut off?")
+    parts = []
+    for axis, count in enumerate((len(_SIDES), len(_DEPTHS), len(_HEIGHTS))):
+        profile = brain.sum(axis=tuple(other for other in range(3) if other != axis)).cumsum() / brain.sum()
+        low, high = np.searchsorted(profile, [_TRIMMED / 100, 1 - _TRIMMED / 100])
+        places = (np.arange(brain.shape[axis]) - low) / max(int(high - low) + 1, 1)
+        parts.append(np.clip((places * count).astype(np.int16), 0, count - 1))
+    x, y, z = np.meshgrid(*parts, indexing="ij", sparse=True)
+    numbers = 1 + z + len(_HEIGHTS) * (y + len(_DEPTHS) * x)
+    names = tuple(" ".join(words) for words in product(_SIDES, _DEPTHS, _HEIGHTS))
+    return np.asarray(np.where(brain, numbers, 0), dtype=np.int16), names
+
+
+def score_regions(heat: Volume, brain: Mask, affine: npt.ArrayLike, seen: Mask | None = None) -> list[RegionScore]:
+    """Returns the score of every region with at least 2 ml of brain, the highest first.
+
+    A region's score is the mean of its highest 0.1 ml: a lesion of a few millimetres is enough, a single voxel is not.
+
+    Args:
+        heat: map of scores `(X, Y, Z)`, RAS.
+        brain: that regions are made of, and in which they are scored.
+        affine: of both, to RAS+ [mm].
+        seen: of the brain, what is looked at; all of it if None. What is left out (lesions, when what is wanted is the
+            score of normal tissue) does not change where regions lie.
+
+    Raises:
+        IntensityError: there is no brain.
+    """
+    matrix = np.asarray(affine, dtype=np.float64)
+    voxel_ml = float(np.prod(spacing_mm(matrix))) / 1000
+    labels, names = region_labels(brain)
+    if seen is not None:
+        labels = np.where(seen, labels, 0).astype(np.int16)
+    flat = np.flatnonzero(labels)
+    flat = flat[np.argsort(labels.ravel()[flat], kind="stable")]
+    counts = np.bincount(labels.ravel()[flat], minlength=len(names) + 1)[1:]
+    found = []
+    for name, places in zip(names, np.split(flat, counts.cumsum()[:-1]), strict=True):
+        if len(places) * voxel_ml < LEAST_ML:
+            continue
+        values = heat.ravel()[places]
+        peak = np.unravel_index(places[int(values.argmax())], heat.shape)
+        x, y, z = (matrix @ [*map(float, peak), 1.0])[:3].round(1).tolist()
+        found.append(RegionScore(name, top_mean(values, TOP_ML / voxel_ml), len(places) * voxel_ml, (x, y, z)))
+    return sorted(found, key=lambda region: -region.score)
+
+
+def score_scan(heat: Volume, brain: Mask, affine: npt.ArrayLike) -> float:
+    """Returns the score of a whole scan: the mean of the highest 1 ml of its brain."""
+    voxel_ml = float(np.prod(spacing_mm(np.asarray(affine, dtype=np.float64)))) / 1000
+    return top_mean(heat[brain], SCAN_TOP_ML / voxel_ml)
+
+
+def top_mean(values: Volume, count: float) -> float:
+    """Returns the mean of the highest `count` values (at least one, at most all)."""
+    number = int(np.clip(round(count), 1, values.size))
+    return float(np.partition(values, -number)[-number:].mean(dtype=np.float64))
+
+
+class ScoreRegionsd(MapTransform):  # type: ignore[misc]
+    """Adds to an item the scores of its regions (`regions`) and of the scan (`scan_score`).
+
+    Args:
+        keys: the map of scores `(1, X, Y, Z)`, RAS, on the network's grid.
+        brain_key: the brain on the same grid, `(1, X, Y, Z)`, positive inside.
+    """
+
+    def __init__(self, keys: str, brain_key: str = "brain") -> None:
+        super().__init__(keys)
+        self.brain_key = brain_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Scores the map."""
+        result = dict(data)
+        for key in self.key_iterator(result):
+            heat = np.asarray(result[key][0].cpu().numpy(), dtype=np.float32)
+            brain = np.asarray(result[self.brain_key][0].cpu().numpy()) > 0
+            affine = np.asarray(result[key].affine) if isinstance(result[key], MetaTensor) else np.eye(4)
+            result[REGIONS_KEY] = score_regions(heat, brain, affine)
+            result[SCAN_KEY] = score_scan(heat, brain, affine)
+        return result

@@ -1,0 +1,98 @@
+"""Regions of a brain, and what a map of scores amounts to in them."""
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+
+from medgen.errors import IntensityError
+from medgen.infer.regions import (
+    REGIONS_KEY,
+    SCAN_KEY,
+    ScoreRegionsd,
+    region_labels,
+    score_regions,
+    score_scan,
+    top_mean,
+)
+
+BRAIN = np.zeros((100, 130, 100), dtype=bool)
+BRAIN[5:-5, 5:-5, 5:-5] = True
+
+
+def test_every_voxel_of_the_brain_has_one_region_and_all_are_alike() -> None:
+    labels, names = region_labels(BRAIN)
+    assert len(names) == len(set(names)) == 40
+    assert (labels > 0).tolist() == BRAIN.tolist()
+    counts = np.bincount(labels.ravel())[1:]
+    assert len(counts) == 40
+    assert counts.max() < 1.25 * counts.min()
+
+
+def test_names_follow_the_patients_directions() -> None:
+    labels, names = region_labels(BRAIN)
+    at = lambda x, y, z: names[labels[x, y, z] - 1]  # noqa: E731
+    assert (at(10, 10, 10), at(90, 120, 90)) == ("left back base", "right front top")
+    assert at(30, 65, 40) == "left middle lower"
+
+
+def test_a_thread_of_tissue_does_not_move_the_regions() -> None:
+    brain = BRAIN.copy()
+    brain[50, 65, :5] = True  # a cord
+    np.testing.assert_array_equal(region_labels(brain)[0][BRAIN], region_labels(BRAIN)[0][BRAIN])
+
+
+def test_an_image_without_a_brain_is_refused() -> None:
+    with pytest.raises(IntensityError, match="expected a brain"):
+        region_labels(np.zeros((5, 5, 5), dtype=bool))
+
+
+def test_a_lesion_of_a_tenth_of_a_millilitre_is_the_score_of_its_region() -> None:
+    heat = np.zeros(BRAIN.shape, np.float32)
+    heat[20:25, 106:111, 60:64] = 3.0
+    affine = np.diag([1.0, 1.0, 1.0, 1.0])
+    affine[:3, 3] = [-50, -60, -40]
+    first, second, *rest = score_regions(heat, BRAIN, affine)
+    assert (first.name, first.score, second.score) == ("left front upper", 3.0, 0.0)
+    assert first.peak_mm == (-30.0, 46.0, 20.0)
+    assert len(rest) == 38
+    assert sum(region.volume_ml for region in (first, second, *rest)) == pytest.approx(BRAIN.sum() / 1000)
+    assert score_scan(heat, BRAIN, affine) == pytest.approx(0.3)  # a tenth of the highest millilitre
+
+
+def test_one_voxel_is_not_enough() -> None:
+    heat = np.zeros(BRAIN.shape, np.float32)
+    heat[30, 30, 30] = 3.0
+    assert score_regions(heat, BRAIN, np.eye(4))[0].score == pytest.approx(0.03)
+
+
+def test_what_is_left_out_does_not_count_and_does_not_move_the_regions() -> None:
+    heat = np.random.default_rng(0).normal(size=BRAIN.shape).astype(np.float32)
+    heat[20:30, 106:116, 58:68] = 50.0
+    seen = BRAIN.copy()
+    seen[18:32, 104:118, 56:70] = False
+    scored = {region.name: region for region in score_regions(heat, BRAIN, np.eye(4), seen)}
+    whole = {region.name: region for region in score_regions(heat, BRAIN, np.eye(4))}
+    assert whole["left front upper"].score == 50.0
+    assert scored["left front upper"].score < 5
+    assert scored["right back base"] == whole["right back base"]
+
+
+def test_regions_of_less_than_two_millilitres_are_not_scored() -> None:
+    seen = BRAIN.copy()
+    seen[:, :, 60:] = False
+    names = {region.name for region in score_regions(np.zeros(BRAIN.shape, np.float32), BRAIN, np.eye(4), seen)}
+    assert not any(name.endswith("top") for name in names)
+    assert "left middle upper" in names
+
+
+def test_the_mean_of_the_highest() -> None:
+    values = np.array([1.0, 5.0, 3.0, 2.0], dtype=np.float32)
+    assert [top_mean(values, n) for n in (0.2, 2, 9)] == [5.0, 4.0, 2.75]
+
+
+def test_the_transform_puts_scores_beside_the_map() -> None:
+    heat = MetaTensor(torch.zeros(1, *BRAIN.shape))
+    made = ScoreRegionsd("pred")({"pred": heat, "brain": torch.from_numpy(BRAIN)[None]})
+    assert len(made[REGIONS_KEY]) == 40
+    assert made[SCAN_KEY] == 0.0
