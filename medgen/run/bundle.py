@@ -20,6 +20,7 @@ from torch import nn
 
 from medgen.case import OutputKind
 from medgen.errors import BundleError, MedgenError, UntrustedError, root_cause
+from medgen.infer.reference import HealthyReference, require_reference_of
 from medgen.provenance import Provenance, file_sha256
 from medgen.run.catalog import BundleFolder, find_bundle
 from medgen.run.changes import apply_change
@@ -32,6 +33,8 @@ REQUIRED_IDS = ("preprocessing", "network_def", "inferer", "postprocessing")
 NEAREST_LABELS_FLAG = "nearest-labels"
 # What of an inferer changes the result, and so belongs to a case's provenance, where the inferer has it.
 _SETTINGS_OF_INFERER = ("roi_size", "adapt", "overlap", "mode", "precision", "padding", "padding_mode", "sigma_scale")
+# Ids of a scoring bundle's config that change a score; a healthy reference is of one choice of them.
+_SETTINGS_OF_SCORES = ("contrast", "score", "smoothing", "erode_mm", "median", "least_ml", "threshold")
 _code_folder: list[str] = []  # the one bundle folder with `scripts/` that is on sys.path now
 
 
@@ -54,6 +57,8 @@ class OpenBundle:
         amp: its evaluator asks for autocast on CUDA, which holds where the inferer does not see to precision itself.
         input_check: called with the image as read; returns what it noticed under `.flags`; None where none is declared.
         flags: of every result.
+        reference: what scores of healthy tissue are, where the bundle scores and declares one.
+        scoring: how it scores, in words: `score` and `contrast`; a reference is of one way.
     """
 
     name: str
@@ -70,6 +75,8 @@ class OpenBundle:
     amp: bool = False
     input_check: Callable[[Any], Any] | None = None
     flags: tuple[str, ...] = ()
+    reference: HealthyReference | None = None
+    scoring: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def version(self) -> str:
@@ -93,6 +100,7 @@ def open_bundle(
     device: str = "auto",
     precision: str = "auto",
     changes: Sequence[str] = (),
+    reference: bool = True,
 ) -> OpenBundle:
     """Opens an installed bundle by name, or any bundle that meets the MONAI specification by its folder.
 
@@ -102,6 +110,7 @@ def open_bundle(
         device: see `medgen.run.device.pick_device`.
         precision: `"auto"`, `"fp32"`, `"bf16"` or `"fp16"`; other than `"auto"` only where the inferer has the choice.
         changes: `key=value` of ids in the inference config, as `apply_change` takes them; they are among the settings.
+        reference: with the healthy reference that it declares, if it does; without, scores have no p-values.
 
     Raises:
         BundleError: there is no such bundle, or parts of it are missing: all of them are named at once.
@@ -148,6 +157,8 @@ def open_bundle(
         amp="evaluator::amp" in parser and bool(_part(parser, "evaluator::amp", entry)),
         input_check=_part(parser, "input_check", entry) if "input_check" in parser else None,
         flags=(NEAREST_LABELS_FLAG,) if mended else (),
+        reference=_reference(parser, entry, sha256) if reference else None,
+        scoring=_scoring(parser),
     )
 
 
@@ -185,6 +196,26 @@ def _parser(entry: BundleFolder, config: Path, device: torch.device) -> ConfigPa
     # medgen writes the results itself; whatever else a transform insists on writing goes nowhere near the input.
     parser["output_dir"] = str(Path(tempfile.gettempdir()) / "medgen-unused")
     return parser
+
+
+def _reference(parser: ConfigParser, entry: BundleFolder, weights_sha256: str) -> HealthyReference | None:
+    """The healthy reference that a bundle declares, once it is one of these weights and these settings."""
+    if "reference" not in parser:
+        return None
+    found = _part(parser, "reference", entry)
+    if not isinstance(found, HealthyReference):
+        raise BundleError(f"expected reference of {entry.name} to be a HealthyReference, got a {type(found).__name__}")
+    require_reference_of(found, weights_sha256, _scoring(parser))
+    return found
+
+
+def _scoring(parser: ConfigParser) -> dict[str, str]:
+    """How a bundle scores, in words: its contrast, and whatever changes a score; nothing where it has no reference."""
+    if "reference" not in parser:
+        return {}
+    settings = {name: parser.get_parsed_content(name) for name in _SETTINGS_OF_SCORES if name in parser}
+    score = " ".join(f"{name}={value}" for name, value in settings.items() if name != "contrast")
+    return {"score": score, "contrast": str(settings.get("contrast", ""))}
 
 
 def _make_scripts_importable(folder: Path) -> None:

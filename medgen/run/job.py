@@ -171,7 +171,8 @@ def _steps(request: RunRequest, bundle: OpenBundle) -> Steps:
     def write(case: Case, item: predict.Predicted) -> CaseOutcome:
         result = predict.finish(bundle, item)
         written = write_result(result, request.output, request.formats, preview=request.preview)
-        return CaseOutcome(written.output, written.files, written.sha256, result.grid, result.flags)
+        score = result.findings.score if result.findings else None
+        return CaseOutcome(written.output, written.files, written.sha256, result.grid, result.flags, score)
 
     return Steps(read, prepare, compute, write)
 

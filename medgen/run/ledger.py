@@ -181,6 +181,7 @@ class Ledger:
             input_stat=found.stat,
             seconds=dict(seconds),
             flags=outcome.flags,
+            score=outcome.score,
             redone=redone,
         ).on(outcome.grid)
         known = self.find(case)

@@ -99,12 +99,13 @@ class Metadata:
         return problems
 
     def output_kind(self) -> OutputKind:
-        """Returns what the bundle makes: declared by `output_suffix`, `output_description` and so on, else told.
+        """Returns what the bundle makes: declared by `output_suffix`, `output_unit` and so on, else told.
 
         A label map gets BIDS' suffix `dseg` and the unit `"label"`; anything else is called after the bundle.
         """
         form = str(self.output.get("format", ""))
-        unit = "label" if form in _LABELS else "HU" if form == "hounsfield" else "arbitrary"
+        told = "label" if form in _LABELS else "HU" if form == "hounsfield" else "arbitrary"
+        unit = str(self.fields.get("output_unit", told))
         words = re.findall(r"[A-Za-z0-9]+", self.bundle)
         guess = "dseg" if unit == "label" else "".join(word[:1].upper() + word[1:] for word in words)
         return OutputKind(

@@ -6,7 +6,7 @@ What happens to the voxels is what MONAI's `SupervisedEvaluator` does with the s
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,10 +16,13 @@ import numpy.typing as npt
 import torch
 from monai.data import ImageReader, MetaTensor, decollate_batch, list_data_collate
 
-from medgen.case import Case, Result
+from medgen.case import Case, Findings, Result
 from medgen.errors import BundleError, DeviceError, GeometryError, IntensityError, MedgenError, OutputError
 from medgen.geometry import Grid
+from medgen.infer.latent import LatentScorer
 from medgen.infer.memory import kept_memory
+from medgen.infer.reference import OUTSIDE_FLAG
+from medgen.infer.regions import REGIONS_KEY, SCAN_KEY
 from medgen.infer.windows import WindowInferer
 from medgen.read.reader import flags_of
 from medgen.run.bundle import OpenBundle
@@ -106,7 +109,9 @@ def compute(bundle: OpenBundle, prepared: Prepared) -> Predicted:
     started = time.perf_counter()
     batch = list_data_collate([prepared.item])
     images = batch[bundle.image_key]
-    windows = isinstance(bundle.inferer, WindowInferer)  # it moves window by window, and sees to precision itself
+    windows = isinstance(
+        bundle.inferer, WindowInferer | LatentScorer
+    )  # it moves window by window, and sees to precision itself
     inputs = images if windows else images.to(bundle.device)
     amp = bundle.amp and not windows and bundle.device.type == "cuda"
     try:
@@ -144,7 +149,8 @@ def finish(bundle: OpenBundle, predicted: Predicted) -> Result:
     prepared = predicted.prepared
     seen = predicted.item[bundle.image_key]
     with _medgen_errors_as_they_were():
-        pred = bundle.postprocessing(predicted.item)[PRED]
+        item = bundle.postprocessing(predicted.item)
+    pred = item[PRED]
     image = _voxels(pred, bundle)
     if not bool(np.isfinite(image).all()):
         raise IntensityError(f"expected finite voxels from {bundle.name}, got NaN or infinity; look for extremes in it")
@@ -160,6 +166,9 @@ def finish(bundle: OpenBundle, predicted: Predicted) -> Result:
                 "its postprocessing should undo the preprocessing (Invertd)"
             )
         grid, source, flags = _grid_of(pred), _array(seen), (*flags, OWN_GRID_FLAG)
+    findings = _findings(bundle, item, flags)
+    if findings is not None and findings.score is None and bundle.reference is not None:
+        flags = (*flags, OUTSIDE_FLAG)
     return Result(
         case=prepared.case,
         kind=bundle.output,
@@ -169,7 +178,18 @@ def finish(bundle: OpenBundle, predicted: Predicted) -> Result:
         provenance=bundle.provenance(prepared.input_sha256),
         flags=tuple(dict.fromkeys(flags)),
         seconds={**predicted.seconds, "finish": time.perf_counter() - started},
+        findings=findings,
     )
+
+
+def _findings(bundle: OpenBundle, item: Mapping[Any, Any], flags: Sequence[str]) -> Findings | None:
+    """What the postprocessing scored, and what it means; None where it scored nothing."""
+    if REGIONS_KEY not in item:
+        return None
+    regions, scan = item[REGIONS_KEY], float(item[SCAN_KEY])
+    if bundle.reference is None:
+        return Findings(scan, tuple(regions), None, "none: the bundle has no healthy reference")
+    return bundle.reference.judge(regions, scan, flags)
 
 
 def _require_channels(image: torch.Tensor, metadata: Metadata) -> None:

@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from medgen.errors import BundleError
 from medgen.metrics.ct_noise import TISSUES_HU, score_noise, shift_by_tissue, texture_distance
+from medgen.metrics.detection import bare_brain, best_brightness, score_detection
 from medgen.metrics.hounsfield import LOWEST_HU, best_monotone_ct, body_mask, score_ct
 from medgen.metrics.smoothing import best_total_variation
 from medgen.metrics.synthesis import score_synthesis
@@ -74,6 +75,14 @@ def _smoothed(source: Volume, truth: Volume, mask: Volume | None) -> Volume:
     return best_total_variation(source, truth)
 
 
+def _score_detection(prediction: Volume, truth: Volume, source: Volume, mask: Volume | None) -> Scores:
+    return vars(score_detection(prediction, truth, bare_brain(source) if mask is None else mask))
+
+
+def _brightness(source: Volume, truth: Volume, mask: Volume | None) -> Volume:
+    return best_brightness(source, truth, bare_brain(source) if mask is None else mask)
+
+
 PROTOCOLS: Mapping[str, Protocol] = {
     "synthesis": Protocol(
         "synthesis",
@@ -113,6 +122,19 @@ PROTOCOLS: Mapping[str, Protocol] = {
         _score_dose,
         _smoothed,
         outside=LOWEST_HU,
+    ),
+    "detection": Protocol(
+        "detection",
+        {
+            "auroc": ("AUROC", 3),
+            "auprc": ("AUPRC", 3),
+            "best_dice": ("Dice, best", 3),
+            "best_threshold": ("its threshold", 3),
+            "lesion_share": ("lesion share", 4),
+        },
+        "brightness",
+        _score_detection,
+        _brightness,
     ),
 }
 

@@ -21,7 +21,7 @@ COLUMNS = (
     *("case", "input", "status", "stage", "reason", "output"),
     *("grid", "spacing", "orientation"),
     *(f"seconds_{stage}" for stage in STAGES),
-    *("seconds_total", "output_sha256", "flags"),
+    *("seconds_total", "output_sha256", "flags", "score"),
 )
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t")
 _SHOWN_SETTINGS = 3
@@ -112,6 +112,7 @@ class CaseOutcome:
         sha256: of the main output.
         grid: the lattice it lies on.
         flags: quality flags, such as `"regridded"`.
+        score: of a scored scan, larger is less normal; None of anything else, and where it would mean nothing.
     """
 
     output: PurePosixPath
@@ -119,6 +120,7 @@ class CaseOutcome:
     sha256: str
     grid: Grid | None = None
     flags: tuple[str, ...] = ()
+    score: float | None = None
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,7 @@ class Record:
         redone: why an earlier result was made again, `"bundle version 0.1.0 -> 0.2.0"`.
         ended: when, UTC in ISO 8601.
         run: id of the process that did it.
+        score: of a scored scan.
     """
 
     case: str
@@ -163,6 +166,7 @@ class Record:
     redone: str = ""
     ended: str = ""
     run: str = ""
+    score: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Returns the record as plain JSON types."""
@@ -196,7 +200,8 @@ class Record:
         total = sum(self.seconds.values()) if self.seconds else None
         seconds = ["" if value is None else f"{value:.2f}" for value in (*times, total)]
         about = [self.case, self.case, self.status, self.stage, self.reason, self.output]
-        return [*about, self.grid, self.spacing, self.orientation, *seconds, self.output_sha256, ";".join(self.flags)]
+        end = [self.output_sha256, ";".join(self.flags), "" if self.score is None else f"{self.score:.4g}"]
+        return [*about, self.grid, self.spacing, self.orientation, *seconds, *end]
 
 
 def case_id(name: str) -> str:

@@ -26,7 +26,7 @@ from medgen.simulate.trunk import trunk_hu
 
 _log = logging.getLogger(__name__)
 
-_GROUP_KEYS = {"manifest", "weight", "strip", "roles", "also", "slices"}
+_GROUP_KEYS = {"manifest", "weight", "strip", "roles", "also", "slices", "contrast"}
 # Beside the package in a checkout, inside it in a wheel.
 _MANIFEST_PLACES = (Path(__file__).parents[2] / "data_manifests", Path(__file__).parents[1] / "data_manifests")
 
@@ -37,6 +37,7 @@ def training_items(
     manifest_dir: str | None = None,
     split: str = "train",
     exclude: Sequence[str] = (),
+    only: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
     """Joins groups of pairs to one list, in which every item knows its weight and whether it is to be stripped.
 
@@ -44,13 +45,14 @@ def training_items(
         groups: each with `manifest` (a file name), `weight` (how often each of its pairs is drawn, relative; 1 if
             absent), `strip` (whether whole heads shall be stripped; false if absent), `roles` (which files of each case
             to take, leaving out cases that lack one; all if absent; a mapping says under which key: `{image: target}`
-            for scans that are to be learnt), `also` (those to take where a case has them) and `slices` (runs of slices
-            to learn from, see `medgen.prepare.slabs.RandPiecesd`). A manifest may stand in two groups, stripped and
-            whole.
+            for scans that are to be learnt), `also` (those to take where a case has them), `slices` (runs of slices
+            to learn from, see `medgen.prepare.slabs.RandPiecesd`) and `contrast` (what its images are, for transforms
+            that ask). A manifest may stand in two groups, stripped and whole.
         dataset_dir: the folder that the manifests' paths are relative to.
         manifest_dir: where the manifests are; by default, those that come with medgen.
         split: of the manifests.
         exclude: patients to leave out, so that a model can be tried on them.
+        only: patients to take, to try it on them; all if None.
 
     Returns:
         items with `image`, `target`, `patient`, `weight` and `strip`; none where `dataset_dir` is missing or empty,
@@ -71,13 +73,13 @@ def training_items(
     items: list[dict[str, Any]] = []
     for group in groups:
         added: dict[str, Any] = {"weight": float(group.get("weight", 1.0)), "strip": bool(group.get("strip", False))}
-        if "slices" in group:
-            added["slices"] = group["slices"]
+        added |= {key: group[key] for key in ("slices", "contrast") if key in group}
         pairs = datalist_from_manifest(folder / group["manifest"], split, Path(dataset_dir))
         for pair in pairs:
             roles = group.get("roles", pair.keys())
             keys: dict[str, str] = dict(roles) if isinstance(roles, Mapping) else {role: role for role in roles}
-            if pair["patient"] not in exclude and keys.keys() <= pair.keys():
+            wanted = pair["patient"] not in exclude and (only is None or pair["patient"] in only)
+            if wanted and keys.keys() <= pair.keys():
                 keys |= {role: role for role in group.get("also", ()) if role in pair}
                 items.append({**{key: pair[role] for role, key in keys.items()}, "patient": pair["patient"], **added})
     return items
@@ -110,6 +112,30 @@ def _simulated_item(grid: Grid, seed: int) -> dict[str, Any]:
         key: MetaTensor(torch.from_numpy(v.astype(np.float32))[None], affine=affine) for key, v in images.items()
     }
     return {**volumes, "weight": 1.0, "strip": False, "patient": f"simulated-{seed}"}
+
+
+def simulated_tissues(
+    count: int,
+    shape: tuple[int, int, int] = (48, 56, 48),
+    spacing: tuple[float, float, float] = (3.0, 3.0, 3.0),
+    first_seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Makes brains by formula, `tissues` (fractions of csf, grey and white matter, `(3, X, Y, Z)`) each.
+
+    Args:
+        count: simulated people.
+        shape: of the volumes `[voxels]`.
+        spacing: of their voxels `[mm]`.
+        first_seed: of the first; people of different seeds are different people.
+    """
+    grid = head_grid((shape[0], shape[1], shape[2]), (spacing[0], spacing[1], spacing[2]))
+    items: list[dict[str, Any]] = []
+    for seed in range(first_seed, first_seed + count):
+        fractions = simulate_brain(grid, seed=seed, head=False)
+        parts = np.stack([fractions[name] for name in ("csf", "grey", "white")]).astype(np.float32)
+        tissues = MetaTensor(torch.from_numpy(parts), affine=torch.from_numpy(grid.affine))
+        items.append({"tissues": tissues, "patient": f"simulated-{seed}"})
+    return items
 
 
 def trunk_slabs(

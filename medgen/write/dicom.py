@@ -77,7 +77,7 @@ def write_dicom_series(result: Result, folder: Path) -> None:
     """
     identity = identity_of(result.case, result.provenance.input_sha256)
     image, grid = in_slices(result.image, result.grid, identity.planes)
-    planes = _planes(grid)
+    planes = planes_of(grid)
     storage = _storage(extent_of(image), result)
     references = references_of(identity.planes, planes)
     numbers = instance_numbers(references)
@@ -93,7 +93,12 @@ def write_dicom_series(result: Result, folder: Path) -> None:
             series.save_as(part / f"{number:04d}.dcm", enforce_file_format=True)
 
 
-def _planes(grid: Grid) -> Planes:
+def planes_of(grid: Grid) -> Planes:
+    """Returns the slices of a grid as DICOM states them.
+
+    Raises:
+        OutputError: the grid has a shear.
+    """
     planes = Planes.of(grid)
     difference = planes.grid(rows=grid.shape[1], columns=grid.shape[0]).differs_from(grid)
     if difference:
@@ -133,20 +138,20 @@ def _series(result: Result, identity: Identity, storage: Storage) -> Dataset:
     series.update(identity.patient_and_study)
     series.Modality = kind.modality
     series.SOPClassUID = CTImageStorage if kind.modality == "CT" else MRImageStorage
-    series.SeriesInstanceUID = _series_uid(result, identity)
+    series.SeriesInstanceUID = series_uid(result, identity)
     series.SeriesNumber = identity.series_number
-    series.SeriesDescription = _ascii(_said(kind, kind.description or kind.suffix), 64)
+    series.SeriesDescription = ascii_text(said(kind, kind.description or kind.suffix), 64)
     if kind.synthetic:
         series.SyntheticData = "YES"
     made = _MADE.get(kind.process, f"Image {kind.process} by a neural network")
-    series.ImageComments = _ascii(f"{made}. Not for diagnosis.", 1024)
+    series.ImageComments = ascii_text(f"{made}. Not for diagnosis.", 1024)
     series.BurnedInAnnotation = "NO"
-    series.DerivationDescription = _ascii(_derivation(result, storage), 1024)
+    series.DerivationDescription = ascii_text(_derivation(result, storage), 1024)
     if "regridded" in result.flags:
         series.DerivationCodeSequence = [_code(codes.DCM.SpatialResampling)]
     series.Manufacturer = "medgen"
-    series.ManufacturerModelName = _ascii(provenance.bundle, 64)
-    series.SoftwareVersions = [f"medgen {medgen.__version__}", _ascii(f"bundle {provenance.bundle_version}", 64)]
+    series.ManufacturerModelName = ascii_text(provenance.bundle, 64)
+    series.SoftwareVersions = [f"medgen {medgen.__version__}", ascii_text(f"bundle {provenance.bundle_version}", 64)]
     series.ContributingEquipmentSequence = _equipment(result, identity)
     series.SamplesPerPixel = 1
     series.PhotometricInterpretation = "MONOCHROME2"
@@ -237,7 +242,8 @@ def _window(series: Dataset, image: npt.NDArray[np.float32], storage: Storage, u
     )
 
 
-def _series_uid(result: Result, identity: Identity) -> UID:
+def series_uid(result: Result, identity: Identity) -> UID:
+    """Returns the UID of the series of a result: the same for the same source and provenance."""
     made_by = json.dumps(result.provenance.to_json(), sort_keys=True, default=str)
     return uid_of("series", identity.seed, result.kind.modality, result.kind.suffix, made_by)
 
@@ -247,7 +253,7 @@ def _derivation(result: Result, storage: Storage) -> str:
     scaled = f" Stored values are {storage.scale:.6g} times the network's output." if storage.scale != 1 else ""
     resampled = " On a regular grid, resampled from irregular slices." if "regridded" in result.flags else ""
     return (
-        f"{_said(result.kind, result.kind.description)} computed by medgen {medgen.__version__}, bundle {made.bundle} "
+        f"{said(result.kind, result.kind.description)} computed by medgen {medgen.__version__}, bundle {made.bundle} "
         f"{made.bundle_version}, weights sha256 {made.weights_sha256[:16]}. Not for diagnosis.{resampled}{scaled}"
     )
 
@@ -257,9 +263,9 @@ def _equipment(result: Result, identity: Identity) -> list[Dataset]:
     ours = Dataset()
     ours.PurposeOfReferenceCodeSequence = [_code(codes.DCM.ProcessingEquipment)]
     ours.Manufacturer = "medgen"
-    ours.ManufacturerModelName = _ascii(result.provenance.bundle, 64)
-    ours.SoftwareVersions = [_ascii(f"{name} {number}", 64) for name, number in result.provenance.versions.items()]
-    ours.ContributionDescription = _ascii(_said(result.kind, result.kind.description), 1024)
+    ours.ManufacturerModelName = ascii_text(result.provenance.bundle, 64)
+    ours.SoftwareVersions = [ascii_text(f"{name} {number}", 64) for name, number in result.provenance.versions.items()]
+    ours.ContributionDescription = ascii_text(said(result.kind, result.kind.description), 1024)
     if "Manufacturer" not in identity.equipment:
         return [ours]
     scanner = Dataset()
@@ -268,13 +274,13 @@ def _equipment(result: Result, identity: Identity) -> list[Dataset]:
     return [scanner, ours]
 
 
-def _said(kind: OutputKind, description: str) -> str:
-    """A description that says what was done, whether the bundle's own does or not."""
+def said(kind: OutputKind, description: str) -> str:
+    """Returns a description that says what was done, whether the bundle's own does or not."""
     return description if kind.process in description.lower() else f"{kind.process.capitalize()} {description}".strip()
 
 
-def _ascii(text: str, longest: int) -> str:
-    """Text that is valid in every character set of a source, without the separator of values."""
+def ascii_text(text: str, longest: int) -> str:
+    """Returns text that is valid in every character set of a source, without the separator of values."""
     plain = text.encode("ascii", "replace").decode().replace("\\", "/")
     return "".join(letter for letter in plain if letter.isprintable())[:longest]
 

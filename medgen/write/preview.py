@@ -25,7 +25,7 @@ _WINDOW_SAMPLES = 200_000
 _FOREGROUND = 0.15  # of the upper end of the window, above which a voxel is part of the patient
 # For each view: the axis that it looks along, the axes across and down the picture, and the letters at its edges
 # (left, right, top, bottom), of a volume whose axes run to the left, back and feet.
-_VIEWS = (
+VIEWS = (
     (2, 0, 1, "RLAP"),
     (1, 0, 2, "RLSI"),
     (0, 1, 2, "APSI"),
@@ -43,16 +43,16 @@ def write_preview(result: Result, path: Path) -> None:
     """
     source, spacing = to_lpi(result.source, result.grid)
     image, _ = to_lpi(result.image, result.grid)
-    window = _window(source, "" if result.kind.synthetic else result.kind.unit)
+    window = window_of(source, "" if result.kind.synthetic else result.kind.unit)
     centre = _middle(source, window)
     rows = [
         _row(source, spacing, centre, window, "input"),
-        _row(image, spacing, centre, _window(image, result.kind.unit), result.kind.description),
+        _row(image, spacing, centre, window_of(image, result.kind.unit), result.kind.description),
     ]
     page = Image.new("RGB", (rows[0].width, sum(row.height + _GAP for row in rows) + _CAPTION_HEIGHT))
     for number, row in enumerate(rows):
         page.paste(row, (0, number * (row.height + _GAP)))
-    _write_caption(page, result)
+    caption(page, result, _CAPTION_HEIGHT)
     with atomic_write(path) as part:
         page.save(part, format="PNG")
 
@@ -74,8 +74,8 @@ def to_lpi(volume: npt.NDArray[Any], grid: Grid) -> tuple[npt.NDArray[Any], tupl
     return turned[flips], tuple(grid.spacing_mm[axis] for axis in order)
 
 
-def _window(volume: Volume, unit: str) -> tuple[float, float]:
-    """The values that become black and white: soft tissue for CT numbers, else percentiles without the background."""
+def window_of(volume: Volume, unit: str) -> tuple[float, float]:
+    """Returns the values that become black and white: soft tissue for CT, else percentiles without the background."""
     if unit == "HU":
         return _SOFT_TISSUE_HU
     step = max(1, round((volume.size / _WINDOW_SAMPLES) ** (1 / 3)))
@@ -102,35 +102,37 @@ def _row(
     size_mm = [count * step for count, step in zip(volume.shape, spacing, strict=True)]
     scale = _SIDE / max(size_mm)
     pictures = []
-    for along, across, down, letters in _VIEWS:
+    for along, across, down, letters in VIEWS:
         plane = np.take(volume, centre[along], axis=along).T
         grey = np.clip((plane - window[0]) / (window[1] - window[0]), 0, 1) * 255
         size = (max(1, round(size_mm[across] * scale)), max(1, round(size_mm[down] * scale)))
         picture = Image.fromarray(np.rint(grey).astype(np.uint8)).resize(size, Image.Resampling.BICUBIC)
-        pictures.append(_lettered(picture.convert("RGB"), letters))
+        pictures.append(lettered(picture.convert("RGB"), letters))
     height = max(picture.height for picture in pictures)
     row = Image.new("RGB", (sum(picture.width + _GAP for picture in pictures) - _GAP, _TITLE_HEIGHT + height))
     left = 0
     for picture in pictures:
         row.paste(picture, (left, _TITLE_HEIGHT + (height - picture.height) // 2))
         left += picture.width + _GAP
-    ImageDraw.Draw(row).text((4, 3), title, fill=(255, 220, 120), font=_font())
+    ImageDraw.Draw(row).text((4, 3), title, fill=(255, 220, 120), font=font())
     return row
 
 
-def _lettered(picture: Image.Image, letters: str) -> Image.Image:
+def lettered(picture: Image.Image, letters: str) -> Image.Image:
+    """Writes the directions at the edges of a view: left, right, top, bottom."""
     draw = ImageDraw.Draw(picture)
     wide, high = picture.size
     places = ((3, high // 2, "lm"), (wide - 3, high // 2, "rm"), (wide // 2, 3, "mt"), (wide // 2, high - 3, "mb"))
     for letter, (x, y, anchor) in zip(letters, places, strict=True):
-        draw.text((x, y), letter, fill=_LETTERS, font=_font(), anchor=anchor)
+        draw.text((x, y), letter, fill=_LETTERS, font=font(), anchor=anchor)
     return picture
 
 
-def _write_caption(page: Image.Image, result: Result) -> None:
+def caption(page: Image.Image, result: Result, height: int) -> None:
+    """Writes at the foot of a page whose result it shows, by what, with which flags; never who the patient is."""
     made = result.provenance
     draw = ImageDraw.Draw(page)
-    top = page.height - _CAPTION_HEIGHT + 3
+    top = page.height - height + 3
     flags = f"  [{', '.join(result.flags)}]" if result.flags else ""
     lines = (
         f"{result.case.name}  {result.grid.describe()}{flags}",
@@ -138,10 +140,11 @@ def _write_caption(page: Image.Image, result: Result) -> None:
     )
     for number, line in enumerate(lines):
         fitting = line
-        while fitting and draw.textlength(fitting, font=_font()) > page.width - 8:
+        while fitting and draw.textlength(fitting, font=font()) > page.width - 8:
             fitting = fitting[1:]  # the end of a path says more than its beginning
-        draw.text((4, top + number * 19), fitting, fill=(200, 200, 200), font=_font())
+        draw.text((4, top + number * 19), fitting, fill=(200, 200, 200), font=font())
 
 
-def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Returns the font of all pictures."""
     return ImageFont.load_default(_FONT_SIZE)

@@ -9,7 +9,10 @@ from medgen.case import OutputKind, Result
 from medgen.provenance import files_sha256
 from medgen.write.dicom import write_dicom_series
 from medgen.write.nifti import write_nifti
+from medgen.write.overlay import write_overlay
+from medgen.write.parametric import write_parametric_map
 from medgen.write.preview import write_preview
+from medgen.write.regions import write_regions
 from medgen.write.sidecar import write_sidecar
 
 Formats = Literal["same", "nifti", "dicom", "both"]
@@ -89,9 +92,12 @@ def write_result(result: Result, output: Path, formats: Formats = "same", *, pre
         target, written = _write_nifti(result, output, stem) if kind == "nifti" else _write_dicom(result, output, stem)
         outputs[target] = files_sha256(output / path for path in written)
         files += written
+    if result.findings is not None:
+        files.append(_sibling(stem, "_regions.csv"))
+        write_regions(result.findings, output / files[-1])
     if preview:
         files.append(_sibling(stem, ".png"))
-        write_preview(result, output / files[-1])
+        (write_overlay if result.kind.unit == "score" else write_preview)(result, output / files[-1])
     files.append(_sibling(stem, ".json"))
     write_sidecar(result, output / files[-1], {path.name: sha256 for path, sha256 in outputs.items()})
     main = next(iter(outputs))
@@ -107,7 +113,7 @@ def _write_nifti(result: Result, output: Path, stem: PurePosixPath) -> tuple[Pur
 
 def _write_dicom(result: Result, output: Path, stem: PurePosixPath) -> tuple[PurePosixPath, list[PurePosixPath]]:
     target = _sibling(stem, "_dicom")
-    write_dicom_series(result, output / target)
+    (write_parametric_map if result.kind.unit == "score" else write_dicom_series)(result, output / target)
     return target, [target / path.name for path in sorted((output / target).iterdir())]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import medgen
-from medgen.case import Result
+from medgen.case import Findings, Result
 from medgen.write.atomic import atomic_text
 
 
@@ -47,6 +47,11 @@ def sidecar(result: Result, outputs: Mapping[str, str]) -> dict[str, Any]:
             "Orientation": grid.codes,
             "Affine": grid.affine.tolist(),
         },
+        **({"Findings": _findings(result.findings)} if result.findings else {}),
         "Outputs": dict(outputs),
         "Provenance": made.to_json(),
     }
+
+
+def _findings(findings: Findings) -> dict[str, Any]:
+    return {"Score": findings.score, "PSimulated": findings.p_simulated, "Reference": findings.reference}

@@ -244,7 +244,7 @@ def test_torchscript_export_computes_the_same(bundle: Path, tmp_path: Path) -> N
     network.load_state_dict(torch.load(bundle / "models" / "model.pt", weights_only=True))
     exported = torch.jit.load(tmp_path / "model.ts").eval()
     torch.manual_seed(0)
-    image = torch.rand(1, 1, 32, 48, 32)
+    image = torch.rand(1, read_metadata(bundle).input_channels or 1, 32, 48, 32)
     with torch.no_grad():
         expected = network(image)
         assert expected.std() > 0
