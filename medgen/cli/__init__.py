@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 import medgen
+from medgen.cli.calibrate import calibrate
 from medgen.cli.dose import lowdose
+from medgen.cli.latent import latent_app, sample
 from medgen.cli.manifest import manifest_app
 from medgen.cli.phantom import phantom
 from medgen.cli.train import train
@@ -57,6 +59,9 @@ Exit codes: 0 all done, 1 some cases failed, 2 nothing could start.
 """,
 )
 app.add_typer(manifest_app, name="manifest")
+app.add_typer(latent_app, name="latent")
+app.command()(sample)
+app.command()(calibrate)
 app.command()(train)
 app.command()(phantom)
 app.command()(lowdose)

@@ -1,0 +1,250 @@
+"""Fits the healthy reference of a scoring bundle, and tests what it promises: p-values that are uniform on health."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Compose, ConcatItemsd, LoadImaged, Orientationd, SpatialResample
+from scipy.ndimage import distance_transform_edt
+from scipy.stats import binom, kstest
+
+from medgen.case import Case
+from medgen.errors import BundleError, NoInputError
+from medgen.geometry import spacing_mm
+from medgen.infer.reference import Healthy, HealthyReference
+from medgen.infer.regions import ScoreRegionsd, score_regions, score_scan
+from medgen.prepare.degrade import RandWindowd
+from medgen.prepare.draws import FixedDraws
+from medgen.prepare.lesion import RandBrainMrd
+from medgen.read.manifest import datalist_from_manifest, find_manifest
+from medgen.read.reader import VolumeReader, read_image
+from medgen.run import predict
+from medgen.run.bundle import OpenBundle
+from medgen.run.evaluate import Pair
+from medgen.run.job import manifest_pairs
+from medgen.run.weights import load_weights
+from medgen.write.atomic import atomic_text
+
+Listen = Callable[[str, int, int], None]
+
+LESION_MARGIN_MM = 6.0  # around a lesion, of what is not taken for healthy: its own halo, and that of the smoothing
+_TISSUES = ("csf", "grey", "white")
+_AXES = (("L", "R"), ("P", "A"), ("I", "S"))
+# People of the simulation differ in shape, too: more than their scans do in pose.
+_SHAPE: Mapping[str, Any] = {"max_turn": 5.0, "max_scale": 0.1, "max_bend": 6.0}
+_ALARM = 0.05
+
+
+@dataclass(frozen=True)
+class Uniformity:
+    """How p-values of held-out healthy regions are spread: uniformly, if the reference keeps its word.
+
+    Attributes:
+        who: whose regions.
+        regions: how many.
+        ks: largest distance between their distribution and the uniform one.
+        ks_p: of the Kolmogorov-Smirnov test.
+        alarms: share of p-values at or below 5 %.
+        interval: in which that share lies with 95 % probability if the p-values are right, binomial.
+    """
+
+    who: str
+    regions: int
+    ks: float
+    ks_p: float
+    alarms: float
+    interval: tuple[float, float]
+
+
+def uniformity(who: str, p_values: npt.ArrayLike) -> Uniformity:
+    """Tests p-values for uniformity."""
+    values = np.asarray(p_values, dtype=np.float64)
+    test = kstest(values, "uniform")
+    low, high = binom.interval(0.95, len(values), _ALARM)
+    alarms = float((values <= _ALARM).mean())
+    return Uniformity(
+        who, len(values), float(test.statistic), float(test.pvalue), alarms, (low / len(values), high / len(values))
+    )
+
+
+def fit_reference(
+    bundle: OpenBundle,
+    manifest: Path,
+    *,
+    split: str = "train",
+    data_root: Path | None = None,
+    unseen: Mapping[str, Path] | None = None,
+    simulated: int = 0,
+    listen: Listen = lambda what, number, total: None,
+) -> HealthyReference:
+    """Scores the healthy tissue of a manifest's patients, and simulated healthy brains.
+
+    Args:
+        bundle: a scoring one, opened without a reference.
+        manifest: of cases with `image` and, where there are lesions, their mask as `target`.
+        split: of the manifest.
+        data_root: what its paths are relative to.
+        unseen: by patient, weights of a model that was not trained on him: scores of what a model was trained on are
+            too low, and p-values against them too small.
+        simulated: how many brains to simulate from the tissue maps of `eve-template.json`.
+        listen: told of progress.
+
+    Raises:
+        MedgenError: a case cannot be used, or the bundle does not score.
+    """
+    facts = bundle.scoring
+    pairs = manifest_pairs(manifest, split, data_root)
+    if not pairs:
+        raise NoInputError(f"expected cases in the split {split!r} of {manifest.name}, got none")
+    own = {name: value.clone() for name, value in bundle.network.state_dict().items()}
+    patients: dict[str, list[float]] = {}
+    for number, pair in enumerate(pairs):
+        listen(pair.case.name, number, len(pairs) + simulated)
+        weights = (unseen or {}).get(pair.patient)
+        if weights is None:
+            bundle.network.load_state_dict(own)
+        else:
+            load_weights(bundle.network, weights)
+            bundle.network.eval()
+        patients.setdefault(pair.patient, []).extend(healthy_regions(bundle, pair))
+    bundle.network.load_state_dict(own)
+    people = []
+    for number, (seed, image) in enumerate(simulated_scans(simulated, facts["contrast"], data_root)):
+        listen(f"simulated {seed}", len(pairs) + number, len(pairs) + simulated)
+        people.append(_simulated(bundle, image, seed))
+    return HealthyReference(
+        bundle.weights_sha256,
+        facts["score"],
+        facts["contrast"],
+        tuple(Healthy(name, tuple(scores)) for name, scores in patients.items()),
+        tuple(people),
+    )
+
+
+def healthy_regions(bundle: OpenBundle, pair: Pair) -> list[float]:
+    """Returns the scores of a case's regions without what lies in or near its lesions.
+
+    Raises:
+        MedgenError: the case cannot be used, or the bundle does not score.
+    """
+    item = scored(bundle, pair.case, read_image(pair.case))
+    heat, brain = item["pred"], item["brain"]
+    lesion = on_grid_of(heat, read_image(pair.truth)) > 0.5
+    affine = np.asarray(heat.affine)
+    away = distance_transform_edt(~lesion, spacing_mm(affine)) if lesion.any() else np.full(lesion.shape, np.inf)
+    inside = np.asarray(brain[0]) > 0
+    found = score_regions(np.asarray(heat[0]), inside, affine, seen=inside & (away > LESION_MARGIN_MM))
+    return [region.score for region in found]
+
+
+def scored(bundle: OpenBundle, case: Case, image: MetaTensor) -> dict[Any, Any]:
+    """Returns a case as the bundle's postprocessing leaves it once it is scored, on the network's grid.
+
+    Raises:
+        BundleError: the bundle does not score.
+    """
+    steps = list(bundle.postprocessing.transforms)
+    last = next((n for n, step in enumerate(steps) if isinstance(step, ScoreRegionsd)), None)
+    if last is None:
+        raise BundleError(f"expected a bundle that scores regions (ScoreRegionsd), got {bundle.name}")
+    predicted = predict.compute(bundle, predict.prepare(bundle, case, image))
+    item: dict[Any, Any] = Compose(steps[: last + 1])(predicted.item)
+    return item
+
+
+def on_grid_of(image: MetaTensor, other: MetaTensor) -> npt.NDArray[np.float32]:
+    """Returns a mask `(X, Y, Z)` on the grid of an image, by the nearest voxel."""
+    resample = SpatialResample(mode="nearest", padding_mode="zeros", dtype=torch.float64)
+    moved = resample(other, dst_affine=image.affine, spatial_size=tuple(image.shape[1:]))
+    return np.asarray(moved[0].numpy(), dtype=np.float32)
+
+
+def simulated_scans(count: int, contrast: str, data_root: Path | None = None) -> Iterator[tuple[int, MetaTensor]]:
+    """Yields (seed, scan `(1, X, Y, Z)`) of simulated healthy people, 1 mm."""
+    if count == 0:
+        return
+    cases = datalist_from_manifest(find_manifest(Path("eve-template")), "train", data_root)
+    items = [{**{name: case[name] for name in _TISSUES}, "contrast": contrast} for case in cases]
+    keys = list(_TISSUES)
+    load = Compose(
+        [
+            LoadImaged(keys, reader=VolumeReader, ensure_channel_first=True),
+            Orientationd(keys, axcodes="RAS", labels=_AXES),
+            ConcatItemsd(keys, "tissues"),
+            RandWindowd(["tissues"], None, **_SHAPE),
+            RandBrainMrd("tissues"),
+        ]
+    )
+    draws = FixedDraws(items, load, count, seed=10_000)  # far from the seeds of a training
+    for number in range(count):
+        image = draws[number]["image"]
+        affine = np.eye(4)
+        affine[:3, 3] = [-(side - 1) / 2 for side in image.shape[1:]]
+        yield number, MetaTensor(image, affine=torch.from_numpy(affine))
+
+
+def _simulated(bundle: OpenBundle, image: MetaTensor, seed: int) -> Healthy:
+    name = f"simulated-{seed}"
+    case = Case(name, "nifti", (Path(name),), PurePosixPath(name), PurePosixPath(name), ".nii.gz")
+    item = scored(bundle, case, image)
+    heat, inside, affine = (
+        np.asarray(item["pred"][0]),
+        np.asarray(item["brain"][0]) > 0,
+        np.asarray(item["pred"].affine),
+    )
+    scores = tuple(region.score for region in score_regions(heat, inside, affine))
+    return Healthy(name, scores, score_scan(heat, inside, affine))
+
+
+def uniformities(reference: HealthyReference) -> list[Uniformity]:
+    """Returns how uniform p-values are: of each patient's healthy regions against all others', and of all together."""
+    found = []
+    for group in ("patients", "simulated"):
+        by_person = reference.held_out(group)
+        if not by_person:
+            continue
+        if group == "patients":
+            found += [uniformity(person, values) for person, values in by_person.items()]
+        found.append(uniformity(f"all {group}", np.concatenate(list(by_person.values()))))
+    scans = reference.scans
+    if len(scans) > 1:
+        others = [np.delete(scans, n) for n in range(len(scans))]
+        found.append(
+            uniformity(
+                "scans, simulated",
+                [(1 + (rest >= one).sum()) / (len(rest) + 1) for one, rest in zip(scans, others, strict=True)],
+            )
+        )
+    return found
+
+
+def table(found: Sequence[Uniformity]) -> str:
+    """Returns the tests as lines of text."""
+    lines = [f"{'held out':24} {'n':>5}  {'KS':>5}  {'p of KS':>7}  {'alarms at 5 %':>13}  95 % interval"]
+    lines += [
+        f"{one.who:24} {one.regions:5}  {one.ks:5.3f}  {one.ks_p:7.3f}  {one.alarms:13.3f}  "
+        f"{one.interval[0]:.3f} to {one.interval[1]:.3f}"
+        for one in found
+    ]
+    return "\n".join(lines)
+
+
+def save(reference: HealthyReference, path: Path) -> None:
+    """Writes a reference, a person a line.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    content = reference.to_json()
+    groups = {name: content.pop(name) for name in ("patients", "simulated")}
+    parts = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in content.items()]
+    for name, people in groups.items():
+        lines = ",\n".join(f"  {json.dumps(person)}" for person in people)
+        parts.append(f' "{name}": [\n{lines}\n ]' if people else f' "{name}": []')
+    atomic_text(path, "{\n" + ",\n".join(parts) + "\n}\n")
