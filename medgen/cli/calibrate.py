@@ -1,5 +1,6 @@
 """`medgen calibrate`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,7 @@ from medgen.cli.words import Bundle, Changes, Device, Trust, errors, say
 def calibrate(  # noqa: PLR0913, PLR0917 - one parameter an option
     bundle: Bundle,
     data: Annotated[
-        Path, typer.Option(metavar="MANIFEST", help="Healthy scans, or scans (`image`) and lesions (`target`).")
+        list[Path], typer.Option(metavar="MANIFEST", help="Scans (`image`), lesions if any (`target`); repeatable.")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The reference, .json.")],
     split: Annotated[str, typer.Option(help="`train`, `validation` or `test`.")] = "train",
@@ -19,6 +20,9 @@ def calibrate(  # noqa: PLR0913, PLR0917 - one parameter an option
         Path | None, typer.Option(help="Where the manifest's paths begin; default $MEDGEN_DATA.")
     ] = None,
     simulated: Annotated[int, typer.Option(min=0, help="Simulated healthy people, for the score of a whole scan.")] = 0,
+    tissue_root: Annotated[
+        Path | None, typer.Option(help="Where the tissue maps of eve-template.json are; default --data-root.")
+    ] = None,
     unseen: Annotated[
         list[str] | None,
         typer.Option(metavar="PATIENT=FILE", help="Weights of a model not trained on this patient; repeatable."),
@@ -32,25 +36,27 @@ def calibrate(  # noqa: PLR0913, PLR0917 - one parameter an option
     `medgen run BUNDLE --set reference.path=FILE` then uses it: a reference of your own scanner and controls.
     """
     from medgen.run.bundle import open_bundle
-    from medgen.run.calibrate import fit_reference, save, table, uniformities
+    from medgen.run.calibrate import controls_of, fit_reference, save, simulated_scans, table, uniformities
 
     with errors():
-        weights = {}
-        for pair in unseen or ():
-            patient, _, file = pair.partition("=")
-            if not Path(file).is_file():
-                raise typer.BadParameter(f"expected PATIENT=FILE with a file of weights, got {pair!r}")
-            weights[patient] = Path(file)
         opened = open_bundle(bundle, trust=trust, device=device, changes=changes or (), reference=False)
         reference = fit_reference(
             opened,
-            data,
-            split=split,
-            data_root=data_root,
-            unseen=weights,
-            simulated=simulated,
+            [control for manifest in data for control in controls_of(manifest, split, data_root)],
+            unseen=_unseen(unseen or ()),
+            simulated=simulated_scans(simulated, opened.scoring.get("contrast", ""), tissue_root or data_root),
             listen=lambda what, number, total: say(f"{number + 1} of {total}: {what}"),
         )
         save(reference, output)
     say(reference.describe())
     say(table(uniformities(reference)))
+
+
+def _unseen(pairs: Sequence[str]) -> dict[str, Path]:
+    weights = {}
+    for pair in pairs:
+        patient, _, file = pair.partition("=")
+        if not Path(file).is_file():
+            raise typer.BadParameter(f"expected PATIENT=FILE with a file of weights, got {pair!r}")
+        weights[patient] = Path(file)
+    return weights

@@ -114,7 +114,10 @@ def concept(
     from medgen.run.latent import concept as walk
 
     with errors():
-        parts = [float(part) for part in amounts.split(",")]
+        try:
+            parts = [float(part) for part in amounts.split(",")]
+        except ValueError as error:
+            raise typer.BadParameter(f"expected numbers such as -1,0,1, got {amounts!r}") from error
         opened = _open(bundle, device, trust=trust)
         paths = walk(opened, codes_in(having), codes_in(lacking), output, to, parts)
     say(f"{len(paths)} scans, concept.npz and walk.png in {output}")

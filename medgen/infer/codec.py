@@ -6,6 +6,7 @@ makes no difference to the decoder, and need not be stored. It knows the model t
 
 import io
 import json
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -60,8 +61,10 @@ class StoredCode:
         """Returns a code like this one with another latent of the same shape."""
         values = np.asarray(latent, dtype=np.float32)
         if values.shape != self.latent.shape:
-            raise UnreadableError(f"expected a latent of shape {self.latent.shape}, got {values.shape}")
-        return replace(self, latent=values)
+            raise UnreadableError(
+                f"expected a latent of shape {self.latent.shape}, got {values.shape}; encode all with the same --box"
+            )
+        return replace(self, latent=values, steps=np.maximum(self.steps, _finest_for(values)))
 
     def to_bytes(self) -> bytes:
         """Returns the code as a `.npz` without pickles, compressed."""
@@ -89,8 +92,7 @@ def quantised(latent: npt.ArrayLike, spread: npt.ArrayLike) -> tuple[Array, Arra
     """
     values, wide = np.asarray(latent, dtype=np.float32), np.asarray(spread, dtype=np.float32)
     usual = np.sqrt(np.square(wide).reshape(len(wide), -1).mean(axis=1))
-    largest = np.abs(values).reshape(len(values), -1).max(axis=1) / np.iinfo(np.int16).max
-    steps = np.maximum(np.maximum(usual, largest), _FINEST).astype(np.float32)
+    steps = np.maximum(np.maximum(usual, _finest_for(values)), _FINEST).astype(np.float32)
     beside = _beside(steps, values)
     return np.asarray(np.rint(values / beside) * beside, dtype=np.float32), steps
 
@@ -121,7 +123,7 @@ def load_code(path: Path) -> StoredCode:
                 weights_sha256=str(facts.pop("weights_sha256")),
                 facts=facts,
             )
-    except (OSError, EOFError, ValueError, KeyError, AttributeError, TypeError, BadZipFile) as error:
+    except (OSError, EOFError, ValueError, KeyError, AttributeError, TypeError, BadZipFile, zlib.error) as error:
         raise UnreadableError(f"{path.name}: expected a latent of medgen (.npz), got {type(error).__name__}") from error
 
 
@@ -183,6 +185,12 @@ def summary_of(code: StoredCode) -> Array:
     """Returns what a code is on the whole, whatever its size: mean and spread of each of its L numbers, `(2 L,)`."""
     flat = code.latent.reshape(len(code.latent), -1)
     return np.concatenate([flat.mean(axis=1), flat.std(axis=1)]) if flat.shape[1] > 1 else flat[:, 0]
+
+
+def _finest_for(latent: Array) -> Array:
+    """The finest steps in which 16 bits hold a latent."""
+    largest = np.abs(latent).reshape(len(latent), -1).max(axis=1)
+    return np.asarray(largest / np.iinfo(np.int16).max, dtype=np.float32)
 
 
 def _beside(steps: Array, latent: Array) -> Array:

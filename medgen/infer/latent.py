@@ -78,6 +78,19 @@ class ResidualScore:
         return residual.abs() * (-log_scale).exp() + log_scale
 
 
+class BrightnessScore:
+    """The image itself, on contrasts on which fluid is dark: what is abnormal there is bright, as on FLAIR.
+
+    Alone it is the simple answer that a model has to beat; beside a residual it tells what is bright and unexpected
+    from what is merely unexpected. Of T2, whose second channel declares it, it is 0: fluid would be all that it finds.
+    """
+
+    def __call__(self, coder: Coder, window: Tensor) -> Tensor:
+        """Returns the map `(B, 1, X, Y, Z)`."""
+        image = window[:, :1].float()
+        return image * (1 - window[:, 1:2].float()) if window.shape[1] > 1 else image
+
+
 class StructureScore:
     """1 - SSIM of image and reconstruction around each voxel: structure that is not there, whatever its brightness.
 
@@ -214,7 +227,12 @@ SCORES: Mapping[str, Callable[[], Score]] = {
     **{f"residual-{norm}": partial(ResidualScore, norm) for norm in get_args(Norm)},
     "structure": StructureScore,
     "divergence": DivergenceScore,
-    "combined": lambda: CombinedScore([(1.0, ResidualScore("signed")), (0.01, DivergenceScore())]),
+    "brightness": BrightnessScore,
+    # Residual and its share of the expected error, and brightness: the best of those tried on patients left out.
+    "combined": lambda: CombinedScore(
+        [(1.0, ResidualScore("signed")), (0.05, ResidualScore("standardised")), (1.0, BrightnessScore())]
+    ),
+    "residual-divergence": lambda: CombinedScore([(1.0, ResidualScore("signed")), (0.01, DivergenceScore())]),
     "gradient": GradientScore,
     "cevae": lambda: GradientScore(times_residual=True),
     "bound-gradient": lambda: GradientScore("bound"),
@@ -270,7 +288,7 @@ class LatentScorer(Inferer):  # type: ignore[misc]  # MONAI is untyped
         """
         if not (hasattr(network, "encode") and hasattr(network, "decode")):
             raise BundleError(f"expected a network with encode and decode, got {type(network).__name__}")
-        heat = self.windows(inputs, _Scored(network, self.score))
+        heat = self.windows(inputs, _Scored(network, self.score, [float(c.amax()) for c in inputs[:, 1:].unbind(1)]))
         smooth = smoothed(heat.as_tensor() if isinstance(heat, MetaTensor) else heat, self.smoothing)
         return MetaTensor(smooth, meta=inputs.meta) if isinstance(inputs, MetaTensor) else smooth
 
@@ -299,13 +317,15 @@ def smoothed(volume: Tensor, sigma: float) -> Tensor:
 class _Scored(nn.Module):
     """A score as a network, so that a `WindowInferer` can run it."""
 
-    def __init__(self, network: nn.Module, score: Score) -> None:
+    def __init__(self, network: nn.Module, score: Score, conditions: Sequence[float]) -> None:
         super().__init__()
-        self.network, self.score = network, score
+        self.network, self.score, self.conditions = network, score, tuple(conditions)
 
     def forward(self, window: Tensor) -> Tensor:
         coder: Any = self.network
-        return self.score(coder, window)
+        # What is declared of a scan holds for what was padded, too.
+        declared = [torch.full_like(window[:, :1], value) for value in self.conditions]
+        return self.score(coder, torch.cat([window[:, :1], *declared], dim=1))
 
 
 def _divergence(mean: Tensor, log_variance: Tensor) -> Tensor:

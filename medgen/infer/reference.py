@@ -5,6 +5,7 @@ valid for any n: with n healthy scores that the new one is exchangeable with, P(
 Learning in a Random World, 2005; Phipson and Smyth, Stat Appl Genet Mol Biol 9:39, 2010). The smallest p is 1/(n + 1).
 """
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,8 +20,13 @@ from medgen.errors import BundleError
 
 SCHEMA = "medgen-healthy-reference-1"
 OUTSIDE_FLAG = "outside-reference"
+RESOLUTION_FLAG = "reference-resolution"
+UNCALIBRATED_FLAG = "uncalibrated"
+_SPACING_MARGIN = 1.5  # how much coarser or finer than the healthy scans a scan may be
 # What an input check says of a scan that the reference knows nothing of.
-FOREIGN = frozenset({"input-contrast", "input-resolution", "input-modality", "input-body-part", "input-unfamiliar"})
+FOREIGN = frozenset(
+    {"input-contrast", "input-resolution", "input-modality", "input-body-part", "input-unfamiliar", RESOLUTION_FLAG}
+)
 
 
 def p_value(score: float, reference: npt.ArrayLike) -> float:
@@ -57,6 +63,7 @@ class HealthyReference:
         weights_sha256: of the model.
         score: how it was scored, in words.
         contrast: of the scans.
+        spacing_mm: finest and coarsest side of their voxels.
         patients: healthy tissue of real scans.
         simulated: simulated scans.
     """
@@ -64,6 +71,7 @@ class HealthyReference:
     weights_sha256: str
     score: str
     contrast: str
+    spacing_mm: tuple[float, float]
     patients: tuple[Healthy, ...]
     simulated: tuple[Healthy, ...]
 
@@ -79,11 +87,15 @@ class HealthyReference:
             content = json.loads(file.read_text(encoding="utf-8"))
             if content["schema"] != SCHEMA:
                 raise BundleError(f"{file.name}: expected schema {SCHEMA}, got {content['schema']}")
-            groups = {
-                group: tuple(Healthy(one["patient"], tuple(one["regions"]), one["scan"]) for one in content[group])
-                for group in ("patients", "simulated")
-            }
-            return cls(content["weights_sha256"], content["score"], content["contrast"], **groups)
+            low, high = content["spacing_mm"]
+            return cls(
+                str(content["weights_sha256"]),
+                str(content["score"]),
+                str(content["contrast"]),
+                (float(low), float(high)),
+                _people(content["patients"]),
+                _people(content["simulated"]),
+            )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise BundleError(
                 f"{file.name}: expected a healthy reference, got {type(error).__name__} {error}; "
@@ -101,6 +113,7 @@ class HealthyReference:
             "weights_sha256": self.weights_sha256,
             "score": self.score,
             "contrast": self.contrast,
+            "spacing_mm": list(self.spacing_mm),
             **groups,
         }
 
@@ -117,10 +130,21 @@ class HealthyReference:
     def describe(self) -> str:
         """Says what p-values rest on."""
         n, scans = self.regions.size, self.scans.size
+        whole = f"scans against {scans} simulated ones, smallest p {1 / (scans + 1):.2g}" if scans else "scans not"
         return (
             f"{self.contrast}: {n} regions of healthy tissue of {len(self.patients)} patients, smallest p "
-            f"{1 / (n + 1):.2g}; scans against {scans} simulated ones, smallest p {1 / (scans + 1):.2g}"
+            f"{1 / (n + 1):.2g}; {whole}"
         )
+
+    @property
+    def sha256(self) -> str:
+        """Of its content: another reference gives other p-values."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+
+    def flags_of(self, spacing_mm: Sequence[float]) -> tuple[str, ...]:
+        """Returns what keeps a scan of these voxels from being compared."""
+        low, high = self.spacing_mm[0] / _SPACING_MARGIN, self.spacing_mm[1] * _SPACING_MARGIN
+        return () if low <= min(spacing_mm) and max(spacing_mm) <= high else (RESOLUTION_FLAG,)
 
     def judge(self, regions: Sequence[RegionScore], scan: float, flags: Sequence[str] = ()) -> Findings:
         """Returns what scores mean.
@@ -131,14 +155,15 @@ class HealthyReference:
         Args:
             regions: scores of regions.
             scan: score of the scan.
-            flags: of the input check.
+            flags: of the input check, and `flags_of`.
         """
         foreign = sorted(FOREIGN & set(flags))
         if foreign:
             return Findings(None, tuple(regions), None, f"none: {OUTSIDE_FLAG} ({', '.join(foreign)})")
         known = self.regions
         judged = tuple(replace(region, p=p_value(region.score, known)) for region in regions)
-        return Findings(scan, judged, p_value(scan, self.scans), self.describe())
+        chance = p_value(scan, self.scans) if self.scans.size else None
+        return Findings(scan, judged, chance, self.describe())
 
     def held_out(self, group: str = "patients") -> dict[str, npt.NDArray[np.float64]]:
         """Returns the p-values of each person's regions against those of all the others of a group."""
@@ -152,6 +177,10 @@ class HealthyReference:
         }
 
 
+def _people(content: Sequence[Mapping[str, Any]]) -> tuple[Healthy, ...]:
+    return tuple(Healthy(one["patient"], tuple(one["regions"]), one["scan"]) for one in content)
+
+
 def _joined(people: Sequence[Healthy]) -> npt.NDArray[np.float64]:
     return np.concatenate([np.zeros(0), *(np.asarray(one.regions, dtype=np.float64) for one in people)])
 
@@ -160,25 +189,14 @@ def _short(values: Sequence[float | None]) -> list[float | None]:
     return [None if value is None else float(f"{value:.5g}") for value in values]
 
 
-def require_reference_of(reference: HealthyReference, weights_sha256: str, facts: Mapping[str, str]) -> None:
-    """Refuses a reference of another model, or of another way to score.
-
-    Args:
-        reference: as loaded.
-        weights_sha256: of the model that scores now.
-        facts: how it scores now: `score`, `contrast`.
+def require_reference_of(reference: HealthyReference, weights_sha256: str) -> None:
+    """Refuses a reference of another model.
 
     Raises:
-        BundleError: they differ.
+        BundleError: its scores are of other weights.
     """
     if reference.weights_sha256 != weights_sha256:
         raise BundleError(
             f"expected a healthy reference of these weights ({weights_sha256[:12]}), got one of "
             f"{reference.weights_sha256[:12]}; fit it again with `medgen calibrate`"
         )
-    for name, now in facts.items():
-        before = getattr(reference, name)
-        if before != now:
-            raise BundleError(
-                f"expected a healthy reference with {name} {now!r}, got {before!r}; fit one with `medgen calibrate`"
-            )

@@ -22,8 +22,8 @@ Mask = npt.NDArray[np.bool_]
 
 REGIONS_KEY = "regions"
 SCAN_KEY = "scan_score"
-TOP_ML, SCAN_TOP_ML = 0.1, 1.0
-LEAST_ML = 2.0
+TOP_SHARE, SCAN_TOP_SHARE = 0.0025, 0.001  # a tenth of a millilitre of most regions, one millilitre of most brains
+LEAST_ML, LEAST_SEEN = 4.0, 0.5
 _SIDES = ("left", "right")
 _DEPTHS = ("back", "mid-back", "middle", "mid-front", "front")
 _HEIGHTS = ("base", "lower", "upper", "top")
@@ -59,16 +59,18 @@ def region_labels(brain: Mask) -> tuple[npt.NDArray[np.int16], tuple[str, ...]]:
 
 
 def score_regions(heat: Volume, brain: Mask, affine: npt.ArrayLike, seen: Mask | None = None) -> list[RegionScore]:
-    """Returns the score of every region with at least 2 ml of brain, the highest first.
+    """Returns the score of every region with at least 4 ml of brain, the highest first.
 
-    A region's score is the mean of its highest 0.1 ml: a lesion of a few millimetres is enough, a single voxel is not.
+    A region's score is the mean of its highest 0.25 %, some 0.1 ml: a lesion of a few millimetres is enough, a single
+    voxel is not. It is a share and not a volume, as the highest values of more tissue are higher by chance.
 
     Args:
         heat: map of scores `(X, Y, Z)`, RAS.
         brain: that regions are made of, and in which they are scored.
         affine: of both, to RAS+ [mm].
         seen: of the brain, what is looked at; all of it if None. What is left out (lesions, when what is wanted is the
-            score of normal tissue) does not change where regions lie.
+            score of normal tissue) does not change where regions lie; regions of which less than half is left are not
+            scored.
 
     Raises:
         IntensityError: there is no brain.
@@ -76,31 +78,31 @@ def score_regions(heat: Volume, brain: Mask, affine: npt.ArrayLike, seen: Mask |
     matrix = np.asarray(affine, dtype=np.float64)
     voxel_ml = float(np.prod(spacing_mm(matrix))) / 1000
     labels, names = region_labels(brain)
+    whole = np.bincount(labels.ravel(), minlength=len(names) + 1)[1:]
     if seen is not None:
         labels = np.where(seen, labels, 0).astype(np.int16)
     flat = np.flatnonzero(labels)
     flat = flat[np.argsort(labels.ravel()[flat], kind="stable")]
     counts = np.bincount(labels.ravel()[flat], minlength=len(names) + 1)[1:]
     found = []
-    for name, places in zip(names, np.split(flat, counts.cumsum()[:-1]), strict=True):
-        if len(places) * voxel_ml < LEAST_ML:
+    for name, places, all_of_it in zip(names, np.split(flat, counts.cumsum()[:-1]), whole, strict=True):
+        if len(places) * voxel_ml < LEAST_ML or len(places) < LEAST_SEEN * all_of_it:
             continue
         values = heat.ravel()[places]
         peak = np.unravel_index(places[int(values.argmax())], heat.shape)
         x, y, z = (matrix @ [*map(float, peak), 1.0])[:3].round(1).tolist()
-        found.append(RegionScore(name, top_mean(values, TOP_ML / voxel_ml), len(places) * voxel_ml, (x, y, z)))
+        found.append(RegionScore(name, top_mean(values, TOP_SHARE), len(places) * voxel_ml, (x, y, z)))
     return sorted(found, key=lambda region: -region.score)
 
 
-def score_scan(heat: Volume, brain: Mask, affine: npt.ArrayLike) -> float:
-    """Returns the score of a whole scan: the mean of the highest 1 ml of its brain."""
-    voxel_ml = float(np.prod(spacing_mm(np.asarray(affine, dtype=np.float64)))) / 1000
-    return top_mean(heat[brain], SCAN_TOP_ML / voxel_ml)
+def score_scan(heat: Volume, brain: Mask) -> float:
+    """Returns the score of a whole scan: the mean of the highest 0.1 % of its brain, some 1 ml."""
+    return top_mean(heat[brain], SCAN_TOP_SHARE)
 
 
-def top_mean(values: Volume, count: float) -> float:
-    """Returns the mean of the highest `count` values (at least one, at most all)."""
-    number = int(np.clip(round(count), 1, values.size))
+def top_mean(values: Volume, share: float) -> float:
+    """Returns the mean of the highest `share` of values, of one at least."""
+    number = int(np.clip(round(share * values.size), 1, values.size))
     return float(np.partition(values, -number)[-number:].mean(dtype=np.float64))
 
 
@@ -124,5 +126,5 @@ class ScoreRegionsd(MapTransform):  # type: ignore[misc]
             brain = np.asarray(result[self.brain_key][0].cpu().numpy()) > 0
             affine = np.asarray(result[key].affine) if isinstance(result[key], MetaTensor) else np.eye(4)
             result[REGIONS_KEY] = score_regions(heat, brain, affine)
-            result[SCAN_KEY] = score_scan(heat, brain, affine)
+            result[SCAN_KEY] = score_scan(heat, brain)
         return result

@@ -21,6 +21,7 @@ Volume = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 
 SMALLEST_BRAIN_ML, LARGEST_BRAIN_ML = 50.0, 2300.0  # a slab of a brain is enough
+FOUND_FLAG = "brain-found"  # in a whole head, by rule: scalp may have come along
 _BARE_ZEROS = 0.35  # so much of a stripped image, but not of its box, is exactly one value
 _DARK = 0.4  # of the usual tissue, below which a voxel is bone, air or (on FLAIR) fluid
 _THICK_SHARE = 0.6
@@ -47,7 +48,6 @@ def find_brain(volume: Volume, spacing: Sequence[float]) -> Mask:
     usual = _usual(smooth)
     tissue = smooth > _DARK * usual
     deep = np.asarray(distance_transform_edt(tissue, spacing), dtype=np.float32)
-    best: Mask | None = None
     for bridge in _BRIDGES_MM:
         core = _thickest(deep, bridge)
         if core is None:
@@ -126,6 +126,8 @@ def _plausible(brain: Mask, voxel_ml: float) -> Mask:
 class FindBraind(MapTransform):  # type: ignore[misc]
     """Finds the brain in an image, empties what surrounds it, and puts the mask beside it.
 
+    Where something was taken off, `meta["medgen_flags"]` of the mask says `brain-found`.
+
     Args:
         keys: FLAIR or T2 `(1, X, Y, Z)`.
         brain_key: where the mask goes, `(1, X, Y, Z)` of 0 and 1.
@@ -146,5 +148,8 @@ class FindBraind(MapTransform):  # type: ignore[misc]
             mask = torch.from_numpy(brain)[None].to(image.device)
             result[key] = image * mask
             kept = mask.to(torch.float32)
-            result[self.brain_key] = MetaTensor(kept, meta=image.meta) if isinstance(image, MetaTensor) else kept
+            if isinstance(image, MetaTensor):
+                cut = bool(((image > 0) & ~mask).any())
+                kept = MetaTensor(kept, meta={**image.meta, "medgen_flags": FOUND_FLAG if cut else ""})
+            result[self.brain_key] = kept
         return result

@@ -20,7 +20,7 @@ from torch import nn
 
 from medgen.case import OutputKind
 from medgen.errors import BundleError, MedgenError, UntrustedError, root_cause
-from medgen.infer.reference import HealthyReference, require_reference_of
+from medgen.infer.reference import UNCALIBRATED_FLAG, HealthyReference, require_reference_of
 from medgen.provenance import Provenance, file_sha256
 from medgen.run.catalog import BundleFolder, find_bundle
 from medgen.run.changes import apply_change
@@ -138,6 +138,8 @@ def open_bundle(
     preprocessing = parts["preprocessing"].flatten()
     postprocessing = _without_saving(parts["postprocessing"])
     mended = metadata.output_kind().unit == "label" and _keep_labels_whole(postprocessing)
+    scoring = _scoring(parser)
+    healthy = _reference(parser, entry, sha256) if reference else None
     return OpenBundle(
         name=entry.name,
         own=entry.own,
@@ -153,12 +155,13 @@ def open_bundle(
             "config_sha256": file_sha256(config),
             **_settings(inferer),
             **({"set": list(changes)} if changes else {}),
+            **({"reference_sha256": healthy.sha256} if healthy else {}),
         },
         amp="evaluator::amp" in parser and bool(_part(parser, "evaluator::amp", entry)),
         input_check=_part(parser, "input_check", entry) if "input_check" in parser else None,
-        flags=(NEAREST_LABELS_FLAG,) if mended else (),
-        reference=_reference(parser, entry, sha256) if reference else None,
-        scoring=_scoring(parser),
+        flags=(*((NEAREST_LABELS_FLAG,) if mended else ()), *((UNCALIBRATED_FLAG,) if scoring and not healthy else ())),
+        reference=healthy,
+        scoring=scoring,
     )
 
 
@@ -199,14 +202,14 @@ def _parser(entry: BundleFolder, config: Path, device: torch.device) -> ConfigPa
 
 
 def _reference(parser: ConfigParser, entry: BundleFolder, weights_sha256: str) -> HealthyReference | None:
-    """The healthy reference that a bundle declares, once it is one of these weights and these settings."""
-    if "reference" not in parser:
+    """The healthy reference that a bundle declares, if it is one of these settings; of other weights it is refused."""
+    if parser.get("reference") is None:
         return None
     found = _part(parser, "reference", entry)
     if not isinstance(found, HealthyReference):
         raise BundleError(f"expected reference of {entry.name} to be a HealthyReference, got a {type(found).__name__}")
-    require_reference_of(found, weights_sha256, _scoring(parser))
-    return found
+    require_reference_of(found, weights_sha256)
+    return found if {"score": found.score, "contrast": found.contrast} == _scoring(parser) else None
 
 
 def _scoring(parser: ConfigParser) -> dict[str, str]:
@@ -214,7 +217,8 @@ def _scoring(parser: ConfigParser) -> dict[str, str]:
     if "reference" not in parser:
         return {}
     settings = {name: parser.get_parsed_content(name) for name in _SETTINGS_OF_SCORES if name in parser}
-    score = " ".join(f"{name}={value}" for name, value in settings.items() if name != "contrast")
+    plain = {n: f"{v:g}" if isinstance(v, int | float) else str(v) for n, v in settings.items() if n != "contrast"}
+    score = " ".join(f"{name}={value}" for name, value in plain.items())
     return {"score": score, "contrast": str(settings.get("contrast", ""))}
 
 

@@ -1,7 +1,7 @@
 """Fits the healthy reference of a scoring bundle, and tests what it promises: p-values that are uniform on health."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -15,23 +15,38 @@ from scipy.ndimage import distance_transform_edt
 from scipy.stats import binom, kstest
 
 from medgen.case import Case
-from medgen.errors import BundleError, NoInputError
+from medgen.errors import BundleError, IntensityError, NoInputError
 from medgen.geometry import spacing_mm
-from medgen.infer.reference import Healthy, HealthyReference
+from medgen.infer.reference import FOREIGN, Healthy, HealthyReference
 from medgen.infer.regions import ScoreRegionsd, score_regions, score_scan
 from medgen.prepare.degrade import RandWindowd
 from medgen.prepare.draws import FixedDraws
 from medgen.prepare.lesion import RandBrainMrd
-from medgen.read.manifest import datalist_from_manifest, find_manifest
+from medgen.read.manifest import datalist_from_manifest, find_data_root, find_manifest
 from medgen.read.reader import VolumeReader, read_image
 from medgen.run import predict
 from medgen.run.bundle import OpenBundle
-from medgen.run.evaluate import Pair
-from medgen.run.job import manifest_pairs
+from medgen.run.job import one_case
 from medgen.run.weights import load_weights
 from medgen.write.atomic import atomic_text
 
 Listen = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Control:
+    """A scan whose healthy tissue is scored.
+
+    Attributes:
+        patient: whose.
+        scan: to score.
+        lesions: a mask of what in it is not healthy, or None.
+    """
+
+    patient: str
+    scan: Case
+    lesions: Case | None = None
+
 
 LESION_MARGIN_MM = 6.0  # around a lesion, of what is not taken for healthy: its own halo, and that of the smoothing
 _TISSUES = ("csf", "grey", "white")
@@ -39,6 +54,7 @@ _AXES = (("L", "R"), ("P", "A"), ("I", "S"))
 # People of the simulation differ in shape, too: more than their scans do in pose.
 _SHAPE: Mapping[str, Any] = {"max_turn": 5.0, "max_scale": 0.1, "max_bend": 6.0}
 _ALARM = 0.05
+_FIRST_SEED = 10_000  # far from the seeds of a training
 
 
 @dataclass(frozen=True)
@@ -75,72 +91,100 @@ def uniformity(who: str, p_values: npt.ArrayLike) -> Uniformity:
 
 def fit_reference(
     bundle: OpenBundle,
-    manifest: Path,
+    controls: Sequence[Control],
     *,
-    split: str = "train",
-    data_root: Path | None = None,
     unseen: Mapping[str, Path] | None = None,
-    simulated: int = 0,
+    simulated: Sequence[MetaTensor] = (),
     listen: Listen = lambda what, number, total: None,
 ) -> HealthyReference:
-    """Scores the healthy tissue of a manifest's patients, and simulated healthy brains.
+    """Scores the healthy tissue of patients, and simulated healthy brains.
 
     Args:
-        bundle: a scoring one, opened without a reference.
-        manifest: of cases with `image` and, where there are lesions, their mask as `target`.
-        split: of the manifest.
-        data_root: what its paths are relative to.
+        bundle: a scoring one, opened without its reference.
+        controls: scans and, where there are lesions, their masks.
         unseen: by patient, weights of a model that was not trained on him: scores of what a model was trained on are
             too low, and p-values against them too small.
-        simulated: how many brains to simulate from the tissue maps of `eve-template.json`.
+        simulated: scans of healthy people who do not exist.
         listen: told of progress.
 
     Raises:
-        MedgenError: a case cannot be used, or the bundle does not score.
+        NoInputError: there are no controls, or none of a patient of whom weights are given.
+        MedgenError: a scan cannot be used, is not what the bundle takes, or the bundle does not score.
     """
-    facts = bundle.scoring
-    pairs = manifest_pairs(manifest, split, data_root)
-    if not pairs:
-        raise NoInputError(f"expected cases in the split {split!r} of {manifest.name}, got none")
+    if not bundle.scoring:
+        raise BundleError(f"expected a bundle that declares a healthy reference (`reference`), got {bundle.name}")
+    strangers = sorted(set(unseen or ()) - {control.patient for control in controls})
+    if not controls or strangers:
+        raise NoInputError(f"expected controls to calibrate on, got {', '.join(strangers) or 'none'} without a scan")
     own = {name: value.clone() for name, value in bundle.network.state_dict().items()}
     patients: dict[str, list[float]] = {}
-    for number, pair in enumerate(pairs):
-        listen(pair.case.name, number, len(pairs) + simulated)
-        weights = (unseen or {}).get(pair.patient)
+    sides: list[float] = []
+    total = len(controls) + len(simulated)
+    for number, control in enumerate(controls):
+        listen(control.scan.name, number, total)
+        weights = (unseen or {}).get(control.patient)
         if weights is None:
             bundle.network.load_state_dict(own)
         else:
-            load_weights(bundle.network, weights)
-            bundle.network.eval()
-        patients.setdefault(pair.patient, []).extend(healthy_regions(bundle, pair))
+            load_weights(bundle.network, weights).eval()
+        image = read_image(control.scan)
+        sides += spacing_mm(np.asarray(image.affine)).tolist()
+        patients.setdefault(control.patient, []).extend(healthy_regions(bundle, control, image))
     bundle.network.load_state_dict(own)
     people = []
-    for number, (seed, image) in enumerate(simulated_scans(simulated, facts["contrast"], data_root)):
-        listen(f"simulated {seed}", len(pairs) + number, len(pairs) + simulated)
-        people.append(_simulated(bundle, image, seed))
+    for number, image in enumerate(simulated):
+        listen(f"simulated {number}", len(controls) + number, total)
+        people.append(_simulated(bundle, image, number))
     return HealthyReference(
-        bundle.weights_sha256,
-        facts["score"],
-        facts["contrast"],
-        tuple(Healthy(name, tuple(scores)) for name, scores in patients.items()),
-        tuple(people),
+        weights_sha256=bundle.weights_sha256,
+        score=bundle.scoring["score"],
+        contrast=bundle.scoring["contrast"],
+        spacing_mm=(round(min(sides), 4), round(max(sides), 4)),
+        patients=tuple(Healthy(name, tuple(scores)) for name, scores in patients.items()),
+        simulated=tuple(people),
     )
 
 
-def healthy_regions(bundle: OpenBundle, pair: Pair) -> list[float]:
-    """Returns the scores of a case's regions without what lies in or near its lesions.
+def controls_of(manifest: Path, split: str = "train", data_root: Path | None = None) -> list[Control]:
+    """Returns the scans of a manifest's split: `image` and, where what is not healthy is masked, `target`.
 
     Raises:
-        MedgenError: the case cannot be used, or the bundle does not score.
+        ManifestError: the manifest is not valid.
+        NoInputError: a file that it names is not one volume.
     """
-    item = scored(bundle, pair.case, read_image(pair.case))
-    heat, brain = item["pred"], item["brain"]
-    lesion = on_grid_of(heat, read_image(pair.truth)) > 0.5
+    root = find_data_root(manifest, data_root)
+    return [
+        Control(
+            item["patient"],
+            one_case(root, Path(item["image"])),
+            one_case(root, Path(item["target"])) if "target" in item else None,
+        )
+        for item in datalist_from_manifest(manifest, split, data_root)
+        if "image" in item
+    ]
+
+
+def healthy_regions(bundle: OpenBundle, control: Control, image: MetaTensor) -> list[float]:
+    """Returns the scores of a scan's regions without what lies in or near its lesions.
+
+    Raises:
+        MedgenError: the scan cannot be used, is not what the bundle takes, or the bundle does not score.
+    """
+    foreign = FOREIGN & set(bundle.input_check(image).flags if bundle.input_check else ())
+    if foreign:
+        raise IntensityError(
+            f"{control.scan.name}: expected a scan such as {bundle.name} takes, got one flagged "
+            f"{', '.join(sorted(foreign))}; leave it out, or declare its contrast (--set contrast=...)"
+        )
+    item = scored(bundle, control.scan, image)
+    heat, inside = item["pred"], np.asarray(item["brain"][0]) > 0
     affine = np.asarray(heat.affine)
-    away = distance_transform_edt(~lesion, spacing_mm(affine)) if lesion.any() else np.full(lesion.shape, np.inf)
-    inside = np.asarray(brain[0]) > 0
-    found = score_regions(np.asarray(heat[0]), inside, affine, seen=inside & (away > LESION_MARGIN_MM))
-    return [region.score for region in found]
+    seen = inside
+    if control.lesions is not None:
+        lesion = on_grid_of(heat, read_image(control.lesions)) > 0.5
+        if lesion.any():
+            seen = inside & (distance_transform_edt(~lesion, spacing_mm(affine)) > LESION_MARGIN_MM)
+    return [region.score for region in score_regions(np.asarray(heat[0]), inside, affine, seen=seen)]
 
 
 def scored(bundle: OpenBundle, case: Case, image: MetaTensor) -> dict[Any, Any]:
@@ -165,10 +209,19 @@ def on_grid_of(image: MetaTensor, other: MetaTensor) -> npt.NDArray[np.float32]:
     return np.asarray(moved[0].numpy(), dtype=np.float32)
 
 
-def simulated_scans(count: int, contrast: str, data_root: Path | None = None) -> Iterator[tuple[int, MetaTensor]]:
-    """Yields (seed, scan `(1, X, Y, Z)`) of simulated healthy people, 1 mm."""
+def simulated_scans(count: int, contrast: str, data_root: Path | None = None) -> list[MetaTensor]:
+    """Returns scans `(1, X, Y, Z)` of simulated healthy people, 1 mm, from the tissue maps of `eve-template.json`.
+
+    Args:
+        count: how many.
+        contrast: `"FLAIR"` or `"T2w"`.
+        data_root: what that manifest's paths are relative to.
+
+    Raises:
+        ManifestError: the tissue maps are not there.
+    """
     if count == 0:
-        return
+        return []
     cases = datalist_from_manifest(find_manifest(Path("eve-template")), "train", data_root)
     items = [{**{name: case[name] for name in _TISSUES}, "contrast": contrast} for case in cases]
     keys = list(_TISSUES)
@@ -181,12 +234,14 @@ def simulated_scans(count: int, contrast: str, data_root: Path | None = None) ->
             RandBrainMrd("tissues"),
         ]
     )
-    draws = FixedDraws(items, load, count, seed=10_000)  # far from the seeds of a training
+    draws = FixedDraws(items, load, count, seed=_FIRST_SEED)
+    scans = []
     for number in range(count):
         image = draws[number]["image"]
         affine = np.eye(4)
         affine[:3, 3] = [-(side - 1) / 2 for side in image.shape[1:]]
-        yield number, MetaTensor(image, affine=torch.from_numpy(affine))
+        scans.append(MetaTensor(image, affine=torch.from_numpy(affine)))
+    return scans
 
 
 def _simulated(bundle: OpenBundle, image: MetaTensor, seed: int) -> Healthy:
@@ -199,7 +254,7 @@ def _simulated(bundle: OpenBundle, image: MetaTensor, seed: int) -> Healthy:
         np.asarray(item["pred"].affine),
     )
     scores = tuple(region.score for region in score_regions(heat, inside, affine))
-    return Healthy(name, scores, score_scan(heat, inside, affine))
+    return Healthy(name, scores, score_scan(heat, inside))
 
 
 def uniformities(reference: HealthyReference) -> list[Uniformity]:

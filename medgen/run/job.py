@@ -125,7 +125,7 @@ def _find(request: RunRequest, salt: bytes) -> list[Case]:
     cases = find_cases(
         request.source, salt=salt, hash_paths=request.hash_paths, allow_irregular=request.allow_irregular
     )
-    rule = SeriesRule.from_metadata(read_metadata(find_bundle(request.bundle).folder).fields)
+    rule = SeriesRule.from_metadata(read_metadata(find_bundle(request.bundle).folder).fields, request.changes)
     return select_cases(cases, rule, request.filters)
 
 
@@ -241,14 +241,19 @@ def manifest_pairs(manifest: Path, split: str, data_root: Path | None = None) ->
             raise ManifestError(
                 f"{manifest.name}: expected an image and a target for every case of {split}, one has no {min(missing)}"
             )
-        image, truth = (_one_case(root, Path(item[role])) for role in ("image", "target"))
+        image, truth = (one_case(root, Path(item[role])) for role in ("image", "target"))
         role = next((role for role in ("brain", "body", "mask") if role in item), None)
-        mask = _one_case(root, Path(item[role])) if role else None
+        mask = one_case(root, Path(item[role])) if role else None
         pairs.append(Pair(image, truth, item["patient"], mask))
     return pairs
 
 
-def _one_case(root: Path, path: Path) -> Case:
+def one_case(root: Path, path: Path) -> Case:
+    """Returns the one volume at a path of a manifest, called by that path.
+
+    Raises:
+        NoInputError: there is none, or several.
+    """
     found = [case for case in find_cases(path, salt=b"manifest") if not case.excluded]
     if len(found) != 1:
         raise NoInputError(f"expected one volume at {path.relative_to(root)}, got {len(found)}; see `medgen inspect`")

@@ -16,7 +16,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from torch import Tensor
 
-from medgen.errors import BundleError, NoInputError
+from medgen.errors import BundleError, NoInputError, OutputError
 from medgen.geometry import Grid
 from medgen.infer.codec import (
     StoredCode,
@@ -51,7 +51,8 @@ class Encoded:
     Attributes:
         bytes: of the file.
         bits_per_voxel: of the file, by voxels of the scan as it was read.
-        psnr_db: of what it decodes to against what the network was given, peak the 99.5th percentile.
+        psnr_db: of what it decodes to against what the network was given, where that is not empty; peak its 99.5th
+            percentile.
     """
 
     bytes: int
@@ -82,6 +83,10 @@ def encode_scan(
     image = read_image(found[0], allow_irregular=allow_irregular)
     prepared = predict.prepare(bundle, found[0], image)
     seen = _boxed(prepared.item[bundle.image_key], box, coder.factor)
+    try:
+        coder.code_shape(seen.shape[1:])
+    except ValueError as error:
+        raise BundleError(f"{error}; see --box") from error
     with torch.no_grad(), kept_memory(bundle.device):
         mean, log_variance = coder.encode(seen.as_tensor()[None].to(bundle.device))
     spread = (0.5 * log_variance[0]).exp().cpu().numpy()
@@ -94,9 +99,12 @@ def encode_scan(
     with atomic_write(output) as part:
         part.write_bytes(content)
     truth = seen.as_tensor()[0].numpy()
-    error = float(np.square(_decoded(bundle, code) - truth).mean())
-    peak = float(np.percentile(truth[truth > 0], _PEAK_PERCENTILE)) if (truth > 0).any() else 1.0
-    return Encoded(len(content), 8 * len(content) / image[0].numel(), float(10 * np.log10(peak**2 / max(error, 1e-12))))
+    inside = truth > 0
+    squared = float(np.square(_decoded(bundle, code) - truth)[inside].mean()) if inside.any() else 0.0
+    peak = float(np.percentile(truth[inside], _PEAK_PERCENTILE)) if inside.any() else 1.0
+    return Encoded(
+        len(content), 8 * len(content) / image[0].numel(), float(10 * np.log10(peak**2 / max(squared, 1e-12)))
+    )
 
 
 def decode_file(bundle: OpenBundle, path: Path, output: Path, *, own_grid: bool = False) -> Grid:
@@ -111,9 +119,11 @@ def decode_file(bundle: OpenBundle, path: Path, output: Path, *, own_grid: bool 
     Raises:
         BundleError: the latent is of other weights.
         UnreadableError: it is none.
+        OutputError: the output is not called as NIfTI.
     """
-    code = load_code(path)
-    return _write(bundle, code, output, own_grid=own_grid)
+    if not output.name.endswith((".nii", ".nii.gz")):
+        raise OutputError(f"expected a file name that ends in .nii or .nii.gz, got {output.name}")
+    return _write(bundle, load_code(path), output, own_grid=own_grid)
 
 
 def interpolate(bundle: OpenBundle, first: Path, second: Path, output: Path, steps: int = 5) -> list[Path]:
@@ -169,8 +179,11 @@ def concept(
     Raises:
         BundleError, UnreadableError: see `concept_vector`.
     """
-    direction = concept_vector([load_code(path) for path in having], [load_code(path) for path in lacking])
+    groups = [[load_code(path) for path in paths] for paths in (having, lacking)]
     code = load_code(to)
+    require_model(code, bundle.name, bundle.weights_sha256)
+    require_model(groups[0][0], code.bundle, code.weights_sha256)
+    direction = code.moved(concept_vector(*groups)).latent
     codes = [code.moved(code.latent + np.float32(amount) * direction) for amount in amounts]
     with atomic_write(output / "concept.npz") as part:
         part.write_bytes(code.moved(direction).to_bytes())
@@ -218,6 +231,8 @@ def sample(bundle: OpenBundle, output: Path, count: int, seed: int, box: Sequenc
         BundleError: the bundle has no latent, or none of this size.
     """
     coder = _coder(bundle)
+    if min(box) < 1:
+        raise BundleError(f"expected a box of whole numbers from 1 on, got {tuple(box)}")
     try:
         shape = coder.code_shape(box)
     except ValueError as error:
@@ -246,6 +261,8 @@ def _coder(bundle: OpenBundle) -> Any:  # noqa: ANN401 - a network with a code
 
 def _boxed(image: MetaTensor, box: Sequence[int] | None, factor: int) -> MetaTensor:
     """The image cut or padded around its middle to the box, or to the next multiple of the network's factor."""
+    if box is not None and min(box) < factor:
+        raise BundleError(f"expected a box of multiples of {factor} from {factor} on, got {tuple(box)}")
     size = box or [-(-side // factor) * factor for side in image.shape[1:]]
     if any(side % factor for side in size):
         raise BundleError(f"expected a box of multiples of {factor}, got {tuple(size)}")
@@ -279,8 +296,8 @@ def _write(bundle: OpenBundle, code: StoredCode, path: Path, *, own_grid: bool) 
 def _write_walk(bundle: OpenBundle, codes: Sequence[StoredCode], titles: Sequence[str], output: Path) -> list[Path]:
     """Every scan of a walk on the network's grid, and all of them side by side in `walk.png`."""
     paths = []
-    for code, title in zip(codes, titles, strict=True):
-        paths.append(output / f"step{title}.nii.gz")
+    for number, (code, title) in enumerate(zip(codes, titles, strict=True)):
+        paths.append(output / f"{number:02d}_{title}.nii.gz")
         _write(bundle, code, paths[-1], own_grid=True)
     write_sheet([[_decoded(bundle, code) for code in codes]], titles, output / "walk.png")
     return paths

@@ -166,6 +166,9 @@ def finish(bundle: OpenBundle, predicted: Predicted) -> Result:
                 "its postprocessing should undo the preprocessing (Invertd)"
             )
         grid, source, flags = _grid_of(pred), _array(seen), (*flags, OWN_GRID_FLAG)
+    flags += flags_of(item["brain"]) if isinstance(item.get("brain"), MetaTensor) else ()
+    if bundle.reference is not None:
+        flags += bundle.reference.flags_of(_grid_of(prepared.image).spacing_mm)
     findings = _findings(bundle, item, flags)
     if findings is not None and findings.score is None and bundle.reference is not None:
         flags = (*flags, OUTSIDE_FLAG)
@@ -184,11 +187,11 @@ def finish(bundle: OpenBundle, predicted: Predicted) -> Result:
 
 def _findings(bundle: OpenBundle, item: Mapping[Any, Any], flags: Sequence[str]) -> Findings | None:
     """What the postprocessing scored, and what it means; None where it scored nothing."""
-    if REGIONS_KEY not in item:
+    if not {REGIONS_KEY, SCAN_KEY} <= item.keys():
         return None
     regions, scan = item[REGIONS_KEY], float(item[SCAN_KEY])
     if bundle.reference is None:
-        return Findings(scan, tuple(regions), None, "none: the bundle has no healthy reference")
+        return Findings(scan, tuple(regions), None, "none: there is no healthy reference of these settings")
     return bundle.reference.judge(regions, scan, flags)
 
 

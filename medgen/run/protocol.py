@@ -76,11 +76,11 @@ def _smoothed(source: Volume, truth: Volume, mask: Volume | None) -> Volume:
 
 
 def _score_detection(prediction: Volume, truth: Volume, source: Volume, mask: Volume | None) -> Scores:
-    return vars(score_detection(prediction, truth, bare_brain(source) if mask is None else mask))
+    return vars(score_detection(prediction, truth > 0.5, bare_brain(source) if mask is None else mask))
 
 
 def _brightness(source: Volume, truth: Volume, mask: Volume | None) -> Volume:
-    return best_brightness(source, truth, bare_brain(source) if mask is None else mask)
+    return best_brightness(source, truth > 0.5, bare_brain(source) if mask is None else mask)
 
 
 PROTOCOLS: Mapping[str, Protocol] = {

@@ -223,7 +223,8 @@ def cases_csv(records: Iterable[Record]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     for record in sorted(records, key=lambda record: record.case):
-        writer.writerow([_cell(value) for value in record.row()])
+        *cells, score = record.row()  # a number of ours, which may be negative
+        writer.writerow([*map(_cell, cells), score])
     # A file name that is not valid UTF-8 shows a question mark here; its record keeps it as it is.
     return text.getvalue().encode("utf-8", "replace").decode("utf-8")
 

@@ -39,9 +39,14 @@ class SeriesRule:
     bids_suffix: str = ""
 
     @classmethod
-    def from_metadata(cls, metadata: Mapping[str, Any]) -> "SeriesRule":
-        """Reads the rule from a bundle's `metadata.json`; one without `input_series` takes every series."""
-        declared = metadata.get("input_series", {})
+    def from_metadata(cls, metadata: Mapping[str, Any], changes: Sequence[str] = ()) -> "SeriesRule":
+        """Reads the rule from a bundle's `metadata.json`; one without `input_series` takes every series.
+
+        A bundle that takes several contrasts may have a rule for each, `input_series_T2w`, which holds where a change
+        of the config, `contrast=T2w`, declares that one.
+        """
+        contrast = next((c.partition("=")[2] for c in reversed(changes) if c.startswith("contrast=")), "")
+        declared = metadata.get(f"input_series_{contrast}", metadata.get("input_series", {}))
         return cls(
             modality=declared.get("modality", ""),
             prefer=tuple(declared.get("prefer", ())),

@@ -105,7 +105,7 @@ class Validator:
         self.best, self.rows = float(state["best"]), list(state["rows"])
         self.best_means = dict(state["best_means"])
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference mode: some scores follow a gradient
     def _predict(self, image: Tensor, device: torch.device) -> Volume:
         mode = self.network.training
         self.network.eval()

@@ -148,7 +148,7 @@ def _series(result: Result, identity: Identity, storage: Storage) -> Dataset:
     series.BurnedInAnnotation = "NO"
     series.DerivationDescription = ascii_text(_derivation(result, storage), 1024)
     if "regridded" in result.flags:
-        series.DerivationCodeSequence = [_code(codes.DCM.SpatialResampling)]
+        series.DerivationCodeSequence = [code_item(codes.DCM.SpatialResampling)]
     series.Manufacturer = "medgen"
     series.ManufacturerModelName = ascii_text(provenance.bundle, 64)
     series.SoftwareVersions = [f"medgen {medgen.__version__}", ascii_text(f"bundle {provenance.bundle_version}", 64)]
@@ -159,7 +159,7 @@ def _series(result: Result, identity: Identity, storage: Storage) -> Dataset:
     series.PixelRepresentation = int(storage.signed)
     _modality_module(series, storage, kind.unit)
     # Says that what was copied is already encoded as the file will be, so that pydicom writes its bytes unchanged.
-    series.set_original_encoding(is_implicit_vr=False, is_little_endian=True, character_encoding=_encodings(series))
+    series.set_original_encoding(is_implicit_vr=False, is_little_endian=True, character_encoding=encodings_of(series))
     series.file_meta = FileMetaDataset()
     series.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     series.file_meta.MediaStorageSOPClassUID = series.SOPClassUID
@@ -174,7 +174,8 @@ def _as_acquired(series: Dataset, identity: Identity) -> None:
         series.add_new("PixelPaddingValue", "US", 0)  # the intercept is the lowest value
 
 
-def _encodings(series: Dataset) -> str | MutableSequence[str]:
+def encodings_of(series: Dataset) -> str | MutableSequence[str]:
+    """Returns how the text of a dataset is encoded, as pydicom calls it."""
     stated = series.get("SpecificCharacterSet")
     return convert_encodings(stated) if stated else default_encoding
 
@@ -206,7 +207,7 @@ def _slice(series: Dataset, identity: Identity, references: tuple[Reference, ...
         item.ReferencedSOPInstanceUID = reference.sop_uid
         if reference.frame is not None:
             item.ReferencedFrameNumber = reference.frame
-        item.PurposeOfReferenceCodeSequence = [_code(codes.DCM.SourceImageForImageProcessingOperation)]
+        item.PurposeOfReferenceCodeSequence = [code_item(codes.DCM.SourceImageForImageProcessingOperation)]
         item.SpatialLocationsPreserved = "YES" if len(references) == 1 else "NO"
         items.append(item)
     if items:
@@ -261,7 +262,7 @@ def _derivation(result: Result, storage: Storage) -> str:
 def _equipment(result: Result, identity: Identity) -> list[Dataset]:
     """What made the source, where known, and what made this."""
     ours = Dataset()
-    ours.PurposeOfReferenceCodeSequence = [_code(codes.DCM.ProcessingEquipment)]
+    ours.PurposeOfReferenceCodeSequence = [code_item(codes.DCM.ProcessingEquipment)]
     ours.Manufacturer = "medgen"
     ours.ManufacturerModelName = ascii_text(result.provenance.bundle, 64)
     ours.SoftwareVersions = [ascii_text(f"{name} {number}", 64) for name, number in result.provenance.versions.items()]
@@ -270,7 +271,7 @@ def _equipment(result: Result, identity: Identity) -> list[Dataset]:
         return [ours]
     scanner = Dataset()
     scanner.update(identity.equipment)
-    scanner.PurposeOfReferenceCodeSequence = [_code(codes.DCM.AcquisitionEquipment)]
+    scanner.PurposeOfReferenceCodeSequence = [code_item(codes.DCM.AcquisitionEquipment)]
     return [scanner, ours]
 
 
@@ -285,7 +286,8 @@ def ascii_text(text: str, longest: int) -> str:
     return "".join(letter for letter in plain if letter.isprintable())[:longest]
 
 
-def _code(code: Any) -> Dataset:  # noqa: ANN401  # pydicom's code dictionary is untyped
+def code_item(code: Any) -> Dataset:  # noqa: ANN401  # pydicom's code dictionary is untyped
+    """Returns a code as an item of a sequence."""
     item = Dataset()
     item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = code.value, code.scheme_designator, code.meaning
     return item

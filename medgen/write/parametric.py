@@ -1,9 +1,9 @@
 """A map of scores as a DICOM Parametric Map: one multi-frame object of floats, beside its source."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pydicom
 from highdicom.content import (
     PixelMeasuresSequence,
     PlaneOrientationSequence,
@@ -13,18 +13,18 @@ from highdicom.content import (
 from highdicom.pm import ParametricMap, RealWorldValueMapping
 from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
+from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 from pydicom.valuerep import format_number_as_ds
 
 import medgen
 from medgen.case import Result
-from medgen.errors import OutputError
 from medgen.geometry import Planes
 from medgen.write.atomic import atomic_folder
-from medgen.write.dicom import ascii_text, planes_of, said, series_uid
+from medgen.write.dicom import ascii_text, code_item, encodings_of, planes_of, said, series_uid
 from medgen.write.identity import Identity, identity_of, uid_of
-from medgen.write.sources import in_slices
+from medgen.write.sources import Reference, in_slices, references_of
 
 _NO_UNITS = Code("1", "UCUM", "no units")
 _QUANTITY = Code("anomaly-score", "99MEDGEN", "Anomaly score")
@@ -36,7 +36,11 @@ def write_parametric_map(result: Result, folder: Path) -> None:
     """Writes a map of scores as `folder/0001.dcm`, whole or not at all: float32 pixels, a frame a slice.
 
     Beside a DICOM source it joins its study and frame of reference, and each frame names the source slice that it
-    comes from. Another input becomes a study of its own. UIDs follow from source and provenance.
+    comes from, or those on both sides of it. Another input becomes a study of its own. UIDs follow from source and
+    provenance, and nothing depends on the time.
+
+    highdicom makes the object for nobody: it refuses identities that are not quite valid, and quotes names in its
+    warnings. Whose it is, and what it was made from, is put in afterwards, as in a derived series.
 
     Args:
         result: of unit `score`.
@@ -55,7 +59,7 @@ def write_parametric_map(result: Result, folder: Path) -> None:
     low, high = float(pixels.min()), float(pixels.max())
     kind, made = result.kind, result.provenance
     pm = ParametricMap(
-        source_images=_sources(identity, result, planes, (grid.shape[1], grid.shape[0])),
+        source_images=[_nobodys(identity, planes, (grid.shape[1], grid.shape[0]))],
         pixel_array=pixels,
         series_instance_uid=series,
         series_number=identity.series_number,
@@ -78,7 +82,9 @@ def write_parametric_map(result: Result, folder: Path) -> None:
         plane_orientation=PlaneOrientationSequence("PATIENT", planes.orientation.tolist()),
         plane_positions=[PlanePositionSequence("PATIENT", place.tolist()) for place in planes.positions],
     )
-    _complete(pm, identity, result, series)
+    _describe(pm, identity, result, series)
+    _refer(pm, identity, planes)
+    pm.set_original_encoding(is_implicit_vr=False, is_little_endian=True, character_encoding=encodings_of(pm))
     with atomic_folder(folder) as part:
         pm.save_as(part / "0001.dcm", enforce_file_format=True)
 
@@ -100,37 +106,28 @@ def _mapping(low: float, high: float) -> RealWorldValueMapping:
     )
 
 
-def _sources(identity: Identity, result: Result, planes: Planes, size: tuple[int, int]) -> list[Dataset]:
-    """The headers of the source images; of a source that is not DICOM, what stands for it, never written."""
-    try:
-        found: list[Dataset] = [
-            pydicom.dcmread(path, stop_before_pixels=True) for path in result.case.files if identity.planes
-        ]
-    except OSError as error:
-        raise OutputError(f"the source series can no longer be read: {error.strerror}") from error
-    if found:
-        for image in found:
-            for keyword in ("StudyInstanceUID", "FrameOfReferenceUID"):  # made up where a source lacks them
-                setattr(image, keyword, getattr(identity.patient_and_study, keyword))
-            if not image.get("SliceThickness"):  # highdicom wants it, and a source need not have it
-                image.SliceThickness = format_number_as_ds(planes.spacing_mm)
-        return found
-    stand_in = Dataset()
-    stand_in.update(identity.patient_and_study)
-    stand_in.SOPClassUID, stand_in.SOPInstanceUID = MRImageStorage, uid_of("stand-in", identity.seed)
-    stand_in.SeriesInstanceUID = uid_of("stand-in series", identity.seed)
-    stand_in.Modality, stand_in.InstanceNumber = "MR", 1
-    stand_in.Rows, stand_in.Columns = size
-    stand_in.PixelSpacing, stand_in.SliceThickness = list(planes.pixel_spacing), format_number_as_ds(planes.spacing_mm)
-    stand_in.ImageOrientationPatient = planes.orientation.tolist()
-    stand_in.ImagePositionPatient = planes.positions[0].tolist()
-    stand_in.file_meta = FileMetaDataset()
-    stand_in.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    return [stand_in]
+def _nobodys(identity: Identity, planes: Planes, size: tuple[int, int]) -> Dataset:
+    """The header of an image that stands for the source while the object is made."""
+    image = Dataset()
+    for keyword in ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate", "StudyTime"):
+        setattr(image, keyword, "")
+    image.AccessionNumber = image.ReferringPhysicianName = ""
+    image.StudyInstanceUID = identity.patient_and_study.StudyInstanceUID
+    image.FrameOfReferenceUID = identity.patient_and_study.FrameOfReferenceUID
+    image.SOPClassUID, image.SOPInstanceUID = MRImageStorage, uid_of("stand-in", identity.seed)
+    image.SeriesInstanceUID = uid_of("stand-in series", identity.seed)
+    image.Modality, image.InstanceNumber = "MR", 1
+    image.Rows, image.Columns = size
+    image.PixelSpacing, image.SliceThickness = list(planes.pixel_spacing), format_number_as_ds(planes.spacing_mm)
+    image.ImageOrientationPatient = planes.orientation.tolist()
+    image.ImagePositionPatient = planes.positions[0].tolist()
+    image.file_meta = FileMetaDataset()
+    image.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    return image
 
 
-def _complete(pm: Dataset, identity: Identity, result: Result, series: str) -> None:
-    """What a derived object of ours says besides, and nothing that depends on the clock or names what is not there."""
+def _describe(pm: Dataset, identity: Identity, result: Result, series: str) -> None:
+    """Whose it is and what a derived object of ours says besides; nothing that depends on the clock."""
     pm.update(identity.patient_and_study)
     pm.SeriesDescription = ascii_text(said(result.kind, result.kind.description), 64)
     pm.ImageComments = "Scores computed by a neural network. Not for diagnosis."
@@ -140,20 +137,44 @@ def _complete(pm: Dataset, identity: Identity, result: Result, series: str) -> N
         item.DimensionOrganizationUID = organization
     for keyword in _BY_THE_CLOCK:
         if keyword in pm:
-            day = keyword.endswith("Date")
-            said_by_study = identity.patient_and_study.get("StudyDate" if day else "StudyTime")
-            setattr(pm, keyword, str(said_by_study) if said_by_study else "19000101" if day else "000000")
-    for item in pm.get("ContributingEquipmentSequence", [])[-1:]:  # highdicom's own
+            setattr(pm, keyword, "19000101" if keyword.endswith("Date") else "000000")
+    for item in pm.get("ContributingEquipmentSequence", []):
         item.pop("ContributionDateTime", None)
-    if not identity.planes:
-        _forget_stand_in(pm)
 
 
-def _forget_stand_in(pm: Dataset) -> None:
-    """Takes out what names source images that there are none of."""
-    for keyword in ("ReferencedSeriesSequence", "SourceImageSequence"):
-        if keyword in pm:
-            delattr(pm, keyword)
-    for frame in [*pm.get("SharedFunctionalGroupsSequence", []), *pm.PerFrameFunctionalGroupsSequence]:
-        if "DerivationImageSequence" in frame:
-            del frame.DerivationImageSequence
+def _refer(pm: Dataset, identity: Identity, planes: Planes) -> None:
+    """Names the source slices of every frame, and their series; of a source that is not DICOM, none."""
+    references = references_of(identity.planes, planes)
+    for frame in pm.PerFrameFunctionalGroupsSequence:  # in an order of highdicom's own
+        place = np.array(frame.PlanePositionSequence[0].ImagePositionPatient, dtype=np.float64)
+        own = references[int(np.linalg.norm(planes.positions - place, axis=1).argmin())]
+        frame.DerivationImageSequence = [_derivation(identity, own)] if own else []
+    for keyword in ("SourceImageSequence", "ReferencedSeriesSequence"):
+        pm.pop(keyword, None)
+    named = {plane.sop_uid: plane.series_uid for plane in identity.planes}
+    if not named:
+        return
+    series = Dataset()
+    series.SeriesInstanceUID = next(iter(named.values()))
+    series.ReferencedInstanceSequence = [_instance(identity, uid) for uid in named]
+    pm.ReferencedSeriesSequence = [series]
+
+
+def _derivation(identity: Identity, references: Sequence[Reference]) -> Dataset:
+    item = Dataset()
+    item.DerivationCodeSequence = [code_item(codes.DCM.PixelByPixelSubtraction)]  # image less what was expected
+    item.SourceImageSequence = []
+    for reference in references:
+        source = _instance(identity, reference.sop_uid)
+        if reference.frame is not None:
+            source.ReferencedFrameNumber = reference.frame
+        source.PurposeOfReferenceCodeSequence = [code_item(codes.DCM.SourceImageForImageProcessingOperation)]
+        source.SpatialLocationsPreserved = "YES" if len(references) == 1 else "NO"
+        item.SourceImageSequence.append(source)
+    return item
+
+
+def _instance(identity: Identity, sop_uid: str) -> Dataset:
+    item = Dataset()
+    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = identity.sop_class, sop_uid
+    return item

@@ -47,9 +47,9 @@ def test_an_image_without_a_brain_is_refused() -> None:
         region_labels(np.zeros((5, 5, 5), dtype=bool))
 
 
-def test_a_lesion_of_a_tenth_of_a_millilitre_is_the_score_of_its_region() -> None:
+def test_a_lesion_of_a_quarter_of_a_percent_is_the_score_of_its_region() -> None:
     heat = np.zeros(BRAIN.shape, np.float32)
-    heat[20:25, 106:111, 60:64] = 3.0
+    heat[20:25, 106:111, 60:64] = 3.0  # 100 of some 24,000 voxels
     affine = np.diag([1.0, 1.0, 1.0, 1.0])
     affine[:3, 3] = [-50, -60, -40]
     first, second, *rest = score_regions(heat, BRAIN, affine)
@@ -57,13 +57,23 @@ def test_a_lesion_of_a_tenth_of_a_millilitre_is_the_score_of_its_region() -> Non
     assert first.peak_mm == (-30.0, 46.0, 20.0)
     assert len(rest) == 38
     assert sum(region.volume_ml for region in (first, second, *rest)) == pytest.approx(BRAIN.sum() / 1000)
-    assert score_scan(heat, BRAIN, affine) == pytest.approx(0.3)  # a tenth of the highest millilitre
+    assert score_scan(heat, BRAIN) == pytest.approx(300 / round(0.001 * BRAIN.sum()))
 
 
 def test_one_voxel_is_not_enough() -> None:
     heat = np.zeros(BRAIN.shape, np.float32)
     heat[30, 30, 30] = 3.0
-    assert score_regions(heat, BRAIN, np.eye(4))[0].score == pytest.approx(0.03)
+    assert score_regions(heat, BRAIN, np.eye(4))[0].score == pytest.approx(3 / 61, rel=0.05)
+
+
+def test_a_healthy_region_does_not_score_higher_for_being_larger() -> None:
+    rng = np.random.default_rng(0)
+    scores = []
+    for side in (14, 20, 34):  # of regions in voxels, 3 to 39 ml
+        brain = np.ones((2 * side, 5 * side, 4 * side), dtype=bool)
+        heat = rng.normal(size=brain.shape).astype(np.float32)
+        scores.append(np.mean([region.score for region in score_regions(heat, brain, 1.2 * np.eye(4))]))
+    assert np.ptp(scores) < 0.1
 
 
 def test_what_is_left_out_does_not_count_and_does_not_move_the_regions() -> None:
@@ -78,9 +88,9 @@ def test_what_is_left_out_does_not_count_and_does_not_move_the_regions() -> None
     assert scored["right back base"] == whole["right back base"]
 
 
-def test_regions_of_less_than_two_millilitres_are_not_scored() -> None:
+def test_regions_of_which_less_than_half_is_left_are_not_scored() -> None:
     seen = BRAIN.copy()
-    seen[:, :, 60:] = False
+    seen[:, :, 64:] = False  # of the upper quarter of heights, 50 to 72, most is left
     names = {region.name for region in score_regions(np.zeros(BRAIN.shape, np.float32), BRAIN, np.eye(4), seen)}
     assert not any(name.endswith("top") for name in names)
     assert "left middle upper" in names
@@ -88,7 +98,7 @@ def test_regions_of_less_than_two_millilitres_are_not_scored() -> None:
 
 def test_the_mean_of_the_highest() -> None:
     values = np.array([1.0, 5.0, 3.0, 2.0], dtype=np.float32)
-    assert [top_mean(values, n) for n in (0.2, 2, 9)] == [5.0, 4.0, 2.75]
+    assert [top_mean(values, share) for share in (0.01, 0.5, 1.0)] == [5.0, 4.0, 2.75]
 
 
 def test_the_transform_puts_scores_beside_the_map() -> None:

@@ -151,17 +151,21 @@ def test_a_walk_begins_and_ends_at_its_ends(bundle: Path, codes: Path, tmp_path:
     medgen("latent", "interpolate", bundle, codes / "0.npz", codes / "1.npz", "-o", tmp_path, "--steps", 3)
     for number, share in ((0, "0.00"), (1, "1.00")):
         medgen("latent", "decode", bundle, codes / f"{number}.npz", "-o", tmp_path / "end.nii.gz", "--own-grid")
-        walked, end = (np.asarray(nib.load(tmp_path / name).dataobj) for name in (f"step{share}.nii.gz", "end.nii.gz"))
+        walked, end = (
+            np.asarray(nib.load(tmp_path / name).dataobj) for name in (f"{2 * number:02d}_{share}.nii.gz", "end.nii.gz")
+        )
         np.testing.assert_array_equal(walked, end)
     assert (tmp_path / "walk.png").is_file()
-    assert len(list(tmp_path.glob("step*.nii.gz"))) == 3
+    assert len(list(tmp_path.glob("0*_*.nii.gz"))) == 3
 
 
 def test_moving_one_number_changes_the_scan_and_not_moving_it_does_not(
     bundle: Path, codes: Path, tmp_path: Path
 ) -> None:
     medgen("latent", "traverse", bundle, codes / "0.npz", "-o", tmp_path, "--number", 2, "--steps", 3)
-    low, middle, high = (np.asarray(nib.load(tmp_path / f"step{m}.nii.gz").dataobj) for m in ("-3.0", "+0.0", "+3.0"))
+    low, middle, high = (
+        np.asarray(nib.load(tmp_path / f"{m}.nii.gz").dataobj) for m in ("00_-3.0", "01_+0.0", "02_+3.0")
+    )
     assert np.abs(low.astype(int) - high).max() > 0
     medgen("latent", "decode", bundle, codes / "0.npz", "-o", tmp_path / "end.nii.gz", "--own-grid")
     np.testing.assert_array_equal(middle, np.asarray(nib.load(tmp_path / "end.nii.gz").dataobj))
@@ -178,7 +182,7 @@ def test_adding_nothing_of_a_concept_leaves_the_scan(bundle: Path, codes: Path, 
     groups = ("--having", tmp_path / "a", "--lacking", tmp_path / "b")
     medgen("latent", "concept", bundle, "-o", out, *groups, "--to", codes / "2.npz", "--amounts", "0,1")
     medgen("latent", "decode", bundle, codes / "2.npz", "-o", out / "end.nii.gz", "--own-grid")
-    names = ("step+0.00.nii.gz", "end.nii.gz", "step+1.00.nii.gz")
+    names = ("00_+0.00.nii.gz", "end.nii.gz", "01_+1.00.nii.gz")
     first, end, moved = (np.asarray(nib.load(out / name).dataobj) for name in names)
     np.testing.assert_array_equal(first, end)
     assert np.any(moved != first)
@@ -220,7 +224,7 @@ def test_a_run_scores_cases_and_a_wrong_input_costs_itself(bundle: Path, tmp_pat
     assert done["output"] == "sub-1_desc-scoredFromFLAIR_heat.nii.gz"
     assert 0 < float(done["score"]) <= heat.max() * 1.5
     (table,) = (tmp_path / "out").glob("*_regions.csv")
-    assert "none: the bundle has no healthy reference" in table.read_text()
+    assert "none: there is no healthy reference of these settings" in table.read_text()
     assert [path.name for path in (tmp_path / "out").rglob("*.dcm")] == ["0001.dcm"]
 
 

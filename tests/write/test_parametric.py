@@ -65,18 +65,53 @@ def test_it_joins_its_source_and_names_the_slice_of_every_frame(from_dicom: Make
     for keyword in ("PatientID", "PatientName", "StudyInstanceUID", "FrameOfReferenceUID"):
         assert made[keyword].value == source[keyword].value
     assert made.SeriesInstanceUID != source.SeriesInstanceUID
-    named = {
-        frame.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID
-        for frame in made.PerFrameFunctionalGroupsSequence
-    }
-    assert named == {pydicom.dcmread(file, stop_before_pixels=True).SOPInstanceUID for file in result.case.files}
+    heights = {}
+    for file in result.case.files:
+        header = pydicom.dcmread(file, stop_before_pixels=True)
+        heights[header.SOPInstanceUID] = np.array(header.ImagePositionPatient, dtype=float)
+    for frame in made.PerFrameFunctionalGroupsSequence:
+        (named,) = frame.DerivationImageSequence[0].SourceImageSequence
+        place = np.array(frame.PlanePositionSequence[0].ImagePositionPatient, dtype=float)
+        np.testing.assert_allclose(heights[named.ReferencedSOPInstanceUID], place, atol=1e-3)
+    (series,) = made.ReferencedSeriesSequence
+    assert series.SeriesInstanceUID == source.SeriesInstanceUID
+    assert {item.ReferencedSOPInstanceUID for item in series.ReferencedInstanceSequence} == set(heights)
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value"),
+    [
+        ("PatientName", "DOE JANE"),
+        ("PatientName", None),
+        ("PatientID", None),
+        ("PatientSex", "W"),
+        ("StudyDate", None),
+        ("PatientBirthDate", "1950-01-01"),
+    ],
+)
+def test_an_identity_that_is_not_quite_valid_is_carried_over_and_nobody_is_named(
+    from_dicom: Make, tmp_path: Path, keyword: str, value: str | None, recwarn: pytest.WarningsRecorder
+) -> None:
+    def edit(dataset: Dataset, index: int) -> None:
+        if value is None and keyword in dataset:
+            del dataset[keyword]
+        elif value is not None:
+            with pydicom.config.disable_value_validation():
+                setattr(dataset, keyword, value)
+
+    result = scored(from_dicom, edit=edit)
+    made = written(result, tmp_path / "out")
+    assert str(made[keyword].value or "") == (value or "")
+    assert [
+        str(one.message) for one in recwarn if value and value in str(one.message) and "highdicom" in one.filename
+    ] == []
 
 
 def test_of_a_file_it_is_a_study_of_nobodys_and_names_no_source(from_nifti: Make, tmp_path: Path) -> None:
     made = written(scored(from_nifti), tmp_path / "out")
     assert made.PatientName == ""
     assert "ReferencedSeriesSequence" not in made
-    assert not any("DerivationImageSequence" in frame for frame in made.PerFrameFunctionalGroupsSequence)
+    assert not any(frame.DerivationImageSequence for frame in made.PerFrameFunctionalGroupsSequence)
 
 
 def test_it_says_what_its_numbers_are(result: Result, tmp_path: Path) -> None:
