@@ -108,17 +108,17 @@ class VariationalTrainer(ImageTrainer):
             made, mean, log_variance = (x.float() for x in self.read(self.autoencoder.network, image))
         error, kl = self.reconstruction([made], target, mask), self.divergence(mean, log_variance)
         loss = error + self._kl_weight() * kl
-        made = made[:, : target.shape[1]]  # what else a decoder says, such as its own error, is the loss's business
+        shown = made[:, : target.shape[1]]  # what else a decoder says, such as its own error, is the loss's business
         told = {"reconstruction_loss": error.item(), "kl": kl.item(), "g_loss": 0.0}
         if self.adversary is not None and self.adversary.is_felt(int(self.state.epoch)):
             with self._autocast():
-                g_loss = self.adversary.felt(made * mask)
+                g_loss = self.adversary.felt(shown * mask)
             pull = gradient_norm(g_loss, made)
             loss = loss + self.adversary.weight * gradient_norm(error, made) / pull.clamp_min(1e-12) * g_loss
             told |= {"g_loss": g_loss.item(), "g_pull": pull.item()}
         if self.autoencoder.step(loss):
             self._follow(self.autoencoder)
-        return made.detach(), told | {"loss": loss.item(), "g_norm": self.autoencoder.norm}
+        return shown.detach(), told | {"loss": loss.item(), "g_norm": self.autoencoder.norm}
 
     def _kl_weight(self) -> float:
         if self.kl_warmup == 0:

@@ -148,7 +148,7 @@ def slerp(first: npt.ArrayLike, second: npt.ArrayLike, share: float) -> Array:
     Source: Shoemake, SIGGRAPH 1985; for latents, White, "Sampling generative networks", 2016.
 
     Example:
-        >>> slerp([1.0, 0.0], [0.0, 1.0], 0.5).round(4).tolist()
+        >>> [round(number, 4) for number in slerp([1.0, 0.0], [0.0, 1.0], 0.5).tolist()]
         [0.7071, 0.7071]
     """
     a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)

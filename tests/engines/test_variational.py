@@ -13,11 +13,14 @@ from medgen.engines.variational import (
     encode_dense,
     encode_spatial,
     reconstruct_dense,
+    reconstruct_drawn,
     reconstruct_spatial,
 )
 from medgen.losses.adversarial import hinge_d_loss, hinge_g_loss
 from medgen.losses.divergence import gaussian_kl
+from medgen.losses.likelihood import ExpectedErrorLoss
 from medgen.nets.patchgan import PatchDiscriminator
+from medgen.nets.vae import SpatialVAE
 
 
 def dense() -> VarAutoEncoder:
@@ -149,3 +152,21 @@ def test_only_the_mask_counts_and_a_target_is_what_is_reconstructed() -> None:
         batch["target"], batch["mask"] = torch.full((8, 1, 8, 8), 7.0), torch.zeros(8, 1, 8, 8)
     engine.run()
     assert set(seen) == {(7.0, 0.0)}
+
+
+def test_what_a_decoder_says_besides_the_image_is_the_losss_business() -> None:
+    network = SpatialVAE(in_channels=1, channels=(8,), blocks=(1,), latent_channels=2)
+    player = Player(network, torch.optim.Adam(network.parameters(), 1e-3))
+    seen: list[torch.Size] = []
+
+    def spy(outputs: list[Tensor], target: Tensor, mask: Tensor) -> Tensor:
+        seen.append(outputs[0].shape)
+        return ExpectedErrorLoss()(outputs, target, mask)
+
+    volumes = [{"image": torch.rand(1, 1, 8, 8, 8)} for _ in range(2)]
+    options = {"seed": 1, "read": reconstruct_drawn}
+    engine = VariationalTrainer("cpu", 1, volumes, player, spy, gaussian_kl, None, options)
+    engine.run()
+    out = engine.state.output[0] if isinstance(engine.state.output, list) else engine.state.output
+    assert seen == [torch.Size([1, 2, 8, 8, 8])] * 2
+    assert out["pred"].shape[0] == 1

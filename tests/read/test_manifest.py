@@ -173,7 +173,7 @@ def test_a_manifest_is_found_by_path_or_by_the_name_of_one_that_comes_with_medge
     path = save(tmp_path, manifest)
     assert find_manifest(path) == path
     assert find_manifest(Path("ixi")) == repository / "data_manifests" / "ixi.json"
-    with pytest.raises(ManifestError, match="medgen knows brats, "):
+    with pytest.raises(ManifestError, match=r"medgen knows .*brats, "):
         find_manifest(Path("schema"))
 
 

@@ -148,4 +148,4 @@ def test_check_answers_for_a_data_set_known_only_by_its_address() -> None:
     assert ended.output.startswith(
         "valid; lists no files, only where to get them: registration, https://www.synapse.org/"
     )
-    assert "medgen knows brats, " in medgen("manifest", "check", "nothing").output
+    assert "ixi-2mm, ixi, " in medgen("manifest", "check", "nothing").output
