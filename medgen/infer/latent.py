@@ -259,11 +259,22 @@ class LatentScorer(Inferer):  # type: ignore[misc]  # MONAI is untyped
         windows: how a volume is cut; a dense code needs windows of its one size.
         smoothing: standard deviation of the Gaussian over the finished map [voxels]; a lesion is larger than a voxel,
             noise is not.
+        evidence: a second score, whose map comes as a second channel: what finds lesions best need not be what is
+            comparable between scans.
+        evidence_smoothing: of that map [voxels].
     """
 
-    def __init__(self, score: Score, windows: WindowInferer, smoothing: float = 1.0) -> None:
+    def __init__(
+        self,
+        score: Score,
+        windows: WindowInferer,
+        smoothing: float = 1.0,
+        evidence: Score | None = None,
+        evidence_smoothing: float = 1.0,
+    ) -> None:
         super().__init__()
         self.score, self.windows, self.smoothing = score, windows, smoothing
+        self.evidence, self.evidence_smoothing = evidence, evidence_smoothing
 
     @property
     def flags(self) -> tuple[str, ...]:
@@ -282,14 +293,20 @@ class LatentScorer(Inferer):  # type: ignore[misc]  # MONAI is untyped
     def __call__(self, inputs: Tensor, network: nn.Module, *args: object, **kwargs: object) -> Tensor:
         """Returns the map `(B, 1, X, Y, Z)`, float32, of `inputs` `(B, C, X, Y, Z)`; a `MetaTensor` stays one.
 
+        With `evidence` it is `(B, 2, X, Y, Z)`.
+
         Raises:
             BundleError: the network has no code.
             IntensityError, DeviceError: see `WindowInferer`.
         """
         if not (hasattr(network, "encode") and hasattr(network, "decode")):
             raise BundleError(f"expected a network with encode and decode, got {type(network).__name__}")
-        heat = self.windows(inputs, _Scored(network, self.score, [float(c.amax()) for c in inputs[:, 1:].unbind(1)]))
-        smooth = smoothed(heat.as_tensor() if isinstance(heat, MetaTensor) else heat, self.smoothing)
+        scores = [self.score, *([self.evidence] if self.evidence else [])]
+        conditions = [float(channel.amax()) for channel in inputs[:, 1:].unbind(1)]
+        heat = self.windows(inputs, _Scored(network, scores, conditions))
+        plain = heat.as_tensor() if isinstance(heat, MetaTensor) else heat
+        sigmas = (self.smoothing, self.evidence_smoothing)
+        smooth = torch.cat([smoothed(one, sigma) for one, sigma in zip(plain.split(1, dim=1), sigmas, strict=False)], 1)
         return MetaTensor(smooth, meta=inputs.meta) if isinstance(inputs, MetaTensor) else smooth
 
 
@@ -315,17 +332,39 @@ def smoothed(volume: Tensor, sigma: float) -> Tensor:
 
 
 class _Scored(nn.Module):
-    """A score as a network, so that a `WindowInferer` can run it."""
+    """Scores as a network of as many channels, so that a `WindowInferer` can run them."""
 
-    def __init__(self, network: nn.Module, score: Score, conditions: Sequence[float]) -> None:
+    def __init__(self, network: nn.Module, scores: Sequence[Score], conditions: Sequence[float]) -> None:
         super().__init__()
-        self.network, self.score, self.conditions = network, score, tuple(conditions)
+        self.network, self.scores, self.conditions = network, tuple(scores), tuple(conditions)
 
     def forward(self, window: Tensor) -> Tensor:
-        coder: Any = self.network
+        coder = _Once(self.network)
         # What is declared of a scan holds for what was padded, too.
         declared = [torch.full_like(window[:, :1], value) for value in self.conditions]
-        return self.score(coder, torch.cat([window[:, :1], *declared], dim=1))
+        whole = torch.cat([window[:, :1], *declared], dim=1)
+        return torch.cat([score(coder, whole) for score in self.scores], dim=1)
+
+
+class _Once:
+    """A coder that computes the code of a window, and what a code decodes to, once for all scores of that window."""
+
+    def __init__(self, coder: Any) -> None:  # noqa: ANN401 - a network with a code
+        self._coder = coder
+        self._known: dict[int, tuple[Tensor, Any]] = {}  # by identity; the key is kept, so that it stays one
+
+    def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        return self._once(self._coder.encode, image)  # type: ignore[no-any-return]
+
+    def decode(self, latent: Tensor) -> Tensor:
+        return self._once(self._coder.decode, latent)  # type: ignore[no-any-return]
+
+    def _once(self, step: Callable[[Tensor], Any], given: Tensor) -> Any:  # noqa: ANN401 - as above
+        if torch.is_grad_enabled():  # a graph belongs to the score that follows it
+            return step(given)
+        if id(given) not in self._known:
+            self._known[id(given)] = (given, step(given))
+        return self._known[id(given)][1]
 
 
 def _divergence(mean: Tensor, log_variance: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ Mask = npt.NDArray[np.bool_]
 
 REGIONS_KEY = "regions"
 SCAN_KEY = "scan_score"
+EVIDENCE_KEY = "evidence"
 TOP_SHARE, SCAN_TOP_SHARE = 0.0025, 0.001  # a tenth of a millilitre of most regions, one millilitre of most brains
 LEAST_ML, LEAST_SEEN = 4.0, 0.5
 _SIDES = ("left", "right")
@@ -106,11 +107,22 @@ def top_mean(values: Volume, share: float) -> float:
     return float(np.partition(values, -number)[-number:].mean(dtype=np.float64))
 
 
+def in_own_spreads(evidence: Volume, brain: Mask) -> Volume:
+    """Returns a map as its distance from the scan's median, in units of the scan's own spread.
+
+    The spread is the distance from the median down to the 10th percentile: bright lesions, however large, do not touch
+    it, and scanners that are noisier all over do not look sicker for it.
+    """
+    low, middle = np.percentile(evidence[brain], [10, 50])
+    return np.asarray((evidence - middle) / max(float(middle - low), 1e-6), dtype=np.float32)
+
+
 class ScoreRegionsd(MapTransform):  # type: ignore[misc]
-    """Adds to an item the scores of its regions (`regions`) and of the scan (`scan_score`).
+    """Adds to an item the scores of its regions (`regions`) and of the scan (`scan_score`), in the scan's own spreads.
 
     Args:
-        keys: the map of scores `(1, X, Y, Z)`, RAS, on the network's grid.
+        keys: the map of scores `(C, X, Y, Z)`, RAS, on the network's grid: the last channel is scored, and the first is
+            kept.
         brain_key: the brain on the same grid, `(1, X, Y, Z)`, positive inside.
     """
 
@@ -122,9 +134,12 @@ class ScoreRegionsd(MapTransform):  # type: ignore[misc]
         """Scores the map."""
         result = dict(data)
         for key in self.key_iterator(result):
-            heat = np.asarray(result[key][0].cpu().numpy(), dtype=np.float32)
+            heat = np.asarray(result[key][-1].cpu().numpy(), dtype=np.float32)
             brain = np.asarray(result[self.brain_key][0].cpu().numpy()) > 0
             affine = np.asarray(result[key].affine) if isinstance(result[key], MetaTensor) else np.eye(4)
+            heat = in_own_spreads(heat, brain)
             result[REGIONS_KEY] = score_regions(heat, brain, affine)
             result[SCAN_KEY] = score_scan(heat, brain)
+            result[EVIDENCE_KEY] = heat
+            result[key] = result[key][:1]
         return result

@@ -182,7 +182,7 @@ class CleanHeatd(MapTransform):  # type: ignore[misc]
     """What is done to a map of scores once it is made, each step with its number: edge, median, smallest size.
 
     Args:
-        keys: map of scores `(1, X, Y, Z)`.
+        keys: map of scores `(C, X, Y, Z)`; of further channels than the first, only the edge is cleaned.
         brain_key: the brain on the same grid, positive inside. It becomes what is left of it.
         erode_mm: of the brain's edge that is not scored: partial volume and what stripping left there. 0 keeps all.
         median: side of a median filter [voxels]; 0 or 1 for none.
@@ -219,7 +219,9 @@ class CleanHeatd(MapTransform):  # type: ignore[misc]
                 values = median_filter(values, size=self.median)
             if self.least_ml > 0:
                 values = _without_specks(values, self.threshold, self.least_ml / float(np.prod(spacing)) * 1000)
-            clean = torch.from_numpy(np.where(inside, values, np.float32(0)))[None]
+            rest = [np.asarray(channel.cpu(), dtype=np.float32) for channel in heat[1:]]
+            kept = [np.where(inside, channel, np.float32(0)) for channel in (values, *rest)]
+            clean = torch.from_numpy(np.stack(kept))
             left = torch.from_numpy(inside.astype(np.float32))[None]
             result[key], result[self.brain_key] = _like(heat, clean), _like(brain, left)
         return result

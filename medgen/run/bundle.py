@@ -34,7 +34,7 @@ NEAREST_LABELS_FLAG = "nearest-labels"
 # What of an inferer changes the result, and so belongs to a case's provenance, where the inferer has it.
 _SETTINGS_OF_INFERER = ("roi_size", "adapt", "overlap", "mode", "precision", "padding", "padding_mode", "sigma_scale")
 # Ids of a scoring bundle's config that change a score; a healthy reference is of one choice of them.
-_SETTINGS_OF_SCORES = ("contrast", "score", "smoothing", "erode_mm", "median", "least_ml", "threshold")
+_SETTINGS_OF_SCORES = ("contrast", "evidence", "evidence_smoothing", "erode_mm")
 _code_folder: list[str] = []  # the one bundle folder with `scripts/` that is on sys.path now
 
 

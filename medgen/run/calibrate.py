@@ -18,7 +18,7 @@ from medgen.case import Case
 from medgen.errors import BundleError, IntensityError, NoInputError
 from medgen.geometry import spacing_mm
 from medgen.infer.reference import FOREIGN, Healthy, HealthyReference
-from medgen.infer.regions import ScoreRegionsd, score_regions, score_scan
+from medgen.infer.regions import EVIDENCE_KEY, REGIONS_KEY, SCAN_KEY, ScoreRegionsd, score_regions
 from medgen.prepare.degrade import RandWindowd
 from medgen.prepare.draws import FixedDraws
 from medgen.prepare.lesion import RandBrainMrd
@@ -177,14 +177,14 @@ def healthy_regions(bundle: OpenBundle, control: Control, image: MetaTensor) -> 
             f"{', '.join(sorted(foreign))}; leave it out, or declare its contrast (--set contrast=...)"
         )
     item = scored(bundle, control.scan, image)
-    heat, inside = item["pred"], np.asarray(item["brain"][0]) > 0
+    heat, inside, evidence = item["pred"], np.asarray(item["brain"][0]) > 0, item[EVIDENCE_KEY]
     affine = np.asarray(heat.affine)
     seen = inside
     if control.lesions is not None:
         lesion = on_grid_of(heat, read_image(control.lesions)) > 0.5
         if lesion.any():
             seen = inside & (distance_transform_edt(~lesion, spacing_mm(affine)) > LESION_MARGIN_MM)
-    return [region.score for region in score_regions(np.asarray(heat[0]), inside, affine, seen=seen)]
+    return [region.score for region in score_regions(evidence, inside, affine, seen=seen)]
 
 
 def scored(bundle: OpenBundle, case: Case, image: MetaTensor) -> dict[Any, Any]:
@@ -248,13 +248,7 @@ def _simulated(bundle: OpenBundle, image: MetaTensor, seed: int) -> Healthy:
     name = f"simulated-{seed}"
     case = Case(name, "nifti", (Path(name),), PurePosixPath(name), PurePosixPath(name), ".nii.gz")
     item = scored(bundle, case, image)
-    heat, inside, affine = (
-        np.asarray(item["pred"][0]),
-        np.asarray(item["brain"][0]) > 0,
-        np.asarray(item["pred"].affine),
-    )
-    scores = tuple(region.score for region in score_regions(heat, inside, affine))
-    return Healthy(name, scores, score_scan(heat, inside))
+    return Healthy(name, tuple(region.score for region in item[REGIONS_KEY]), float(item[SCAN_KEY]))
 
 
 def uniformities(reference: HealthyReference) -> list[Uniformity]:

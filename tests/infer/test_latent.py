@@ -187,3 +187,39 @@ def test_precision_is_that_of_the_windows() -> None:
 def test_a_network_without_a_code_is_refused() -> None:
     with pytest.raises(BundleError, match="encode and decode, got Identity"):
         LatentScorer(ResidualScore(), WindowInferer(16))(torch.zeros(1, 2, *SIZE), nn.Identity())
+
+
+def test_evidence_comes_as_a_second_channel_and_nothing_is_computed_twice() -> None:
+    class Counting(Flat):
+        def __init__(self) -> None:
+            super().__init__()
+            self.calls = {"encode": 0, "decode": 0}
+
+        def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
+            self.calls["encode"] += 1
+            return super().encode(image)
+
+        def decode(self, latent: Tensor) -> Tensor:
+            self.calls["decode"] += 1
+            return super().decode(latent)
+
+    network = Counting()
+    windows = WindowInferer(16, roi_multiple=4)
+    inferer = LatentScorer(find_score("combined"), windows, 0.0, ResidualScore("signed"), 0.0)
+    heat = inferer(window(), network)
+    assert network.calls == {"encode": 1, "decode": 1}
+    torch.testing.assert_close(heat[:, 1:], ResidualScore("signed")(Flat(), window()))
+    torch.testing.assert_close(heat[:, :1], find_score("combined")(Flat(), window()))
+
+
+def test_what_is_declared_of_a_scan_holds_where_it_is_padded() -> None:
+    seen = []
+
+    class Listening(Flat):
+        def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
+            seen.append(image[:, 1].unique().tolist())
+            return super().encode(image)
+
+    image = torch.cat([torch.rand(1, 1, 13, 13, 13), torch.ones(1, 1, 13, 13, 13)], dim=1)
+    LatentScorer(ResidualScore(), WindowInferer(16, roi_multiple=4))(image, Listening())
+    assert seen == [[1.0]]

@@ -10,6 +10,7 @@ from medgen.infer.regions import (
     REGIONS_KEY,
     SCAN_KEY,
     ScoreRegionsd,
+    in_own_spreads,
     region_labels,
     score_regions,
     score_scan,
@@ -101,8 +102,20 @@ def test_the_mean_of_the_highest() -> None:
     assert [top_mean(values, share) for share in (0.01, 0.5, 1.0)] == [5.0, 4.0, 2.75]
 
 
-def test_the_transform_puts_scores_beside_the_map() -> None:
-    heat = MetaTensor(torch.zeros(1, *BRAIN.shape))
-    made = ScoreRegionsd("pred")({"pred": heat, "brain": torch.from_numpy(BRAIN)[None]})
-    assert len(made[REGIONS_KEY]) == 40
-    assert made[SCAN_KEY] == 0.0
+def test_a_scan_is_measured_in_its_own_spreads_which_bright_lesions_do_not_touch() -> None:
+    heat = np.random.default_rng(0).normal(3.0, 0.2, size=BRAIN.shape).astype(np.float32)
+    own = in_own_spreads(heat, BRAIN)
+    np.testing.assert_allclose(np.percentile(own[BRAIN], [10, 50]), [-1, 0], atol=1e-4)
+    np.testing.assert_allclose(in_own_spreads(7 * heat + 2, BRAIN), own, atol=1e-3)
+    sick = np.where(heat > np.quantile(heat[BRAIN], 0.8), np.float32(50), heat)
+    np.testing.assert_allclose(in_own_spreads(sick, BRAIN)[sick < 50], own[sick < 50], atol=1e-3)
+
+
+def test_the_transform_scores_the_last_channel_and_keeps_the_first() -> None:
+    rng = np.random.default_rng(0)
+    both = np.stack([np.full(BRAIN.shape, 7.0), rng.normal(size=BRAIN.shape)]).astype(np.float32)
+    made = ScoreRegionsd("pred")({"pred": MetaTensor(torch.from_numpy(both)), "brain": torch.from_numpy(BRAIN)[None]})
+    assert made["pred"].shape == (1, *BRAIN.shape)
+    assert made["pred"].unique().tolist() == [7.0]
+    assert made[REGIONS_KEY] == score_regions(in_own_spreads(both[1], BRAIN), BRAIN, np.eye(4))
+    assert made[SCAN_KEY] == score_scan(in_own_spreads(both[1], BRAIN), BRAIN)

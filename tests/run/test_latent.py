@@ -222,7 +222,8 @@ def test_a_run_scores_cases_and_a_wrong_input_costs_itself(bundle: Path, tmp_pat
     done = rows["sub-1_FLAIR.nii.gz"]
     heat = nib.load(tmp_path / "out" / done["output"]).get_fdata()
     assert done["output"] == "sub-1_desc-scoredFromFLAIR_heat.nii.gz"
-    assert 0 < float(done["score"]) <= heat.max() * 1.5
+    assert np.isfinite(heat).all()
+    assert float(done["score"]) > 0
     (table,) = (tmp_path / "out").glob("*_regions.csv")
     assert "none: there is no healthy reference of these settings" in table.read_text()
     assert [path.name for path in (tmp_path / "out").rglob("*.dcm")] == ["0001.dcm"]
@@ -248,7 +249,7 @@ def test_calibrated_on_healthy_scans_a_run_has_p_values_and_of_other_weights_non
     calibrated = tmp_path / "vae0"
     shutil.copytree(bundle, calibrated)
     place = {"_target_": "medgen.infer.reference.HealthyReference.load", "path": str(tmp_path / "reference.json")}
-    config = {**CONFIG, "score": "residual-signed", "reference": place}
+    config = {**CONFIG, "evidence": "residual-signed", "reference": place}
     (calibrated / "configs" / "inference.yaml").write_text(yaml.safe_dump(config))
     said = medgen("calibrate", calibrated, "--data", write_controls(tmp_path), "-o", tmp_path / "reference.json")
     assert "regions of healthy tissue of 3 patients" in said
