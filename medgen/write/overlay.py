@@ -7,15 +7,13 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from medgen.case import RegionScore, Result
-from medgen.write.atomic import atomic_write
-from medgen.write.preview import VIEWS, caption, font, lettered, to_lpi, window_of
+from medgen.write.preview import VIEWS, font, lettered, to_lpi, window_of, write_page
 
 Volume = npt.NDArray[np.float32]
 
 _SIDE = 300  # pixels of the longest edge of the volume
 _GAP = 6
 _TITLE_HEIGHT = 22
-_CAPTION_HEIGHT = 44
 _TOP = 3  # regions that are marked
 _ALPHA = 0.65
 # The scale of colour: nothing below the first quantile of what is scored, full colour at the second.
@@ -46,12 +44,7 @@ def write_overlay(result: Result, path: Path) -> None:
     if not rows:
         peak = np.unravel_index(int(heat.argmax()), heat.shape)
         rows = [_row(source, unit, spacing, window, tuple(map(int, peak)), "highest score", _MARKS[0])]
-    page = Image.new("RGB", (rows[0].width, sum(row.height + _GAP for row in rows) + _CAPTION_HEIGHT))
-    for number, row in enumerate(rows):
-        page.paste(row, (0, number * (row.height + _GAP)))
-    caption(page, result, _CAPTION_HEIGHT)
-    with atomic_write(path) as part:
-        page.save(part, format="PNG")
+    write_page(rows, result, path)
 
 
 def _place(region: RegionScore, result: Result) -> tuple[int, ...]:

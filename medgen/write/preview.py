@@ -1,5 +1,6 @@
 """A picture of a result beside its input, to see at a glance whether it went wrong."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +50,20 @@ def write_preview(result: Result, path: Path) -> None:
         _row(source, spacing, centre, window, "input"),
         _row(image, spacing, centre, window_of(image, result.kind.unit), result.kind.description),
     ]
-    page = Image.new("RGB", (rows[0].width, sum(row.height + _GAP for row in rows) + _CAPTION_HEIGHT))
+    write_page(rows, result, path)
+
+
+def write_page(rows: Sequence[Image.Image], result: Result, path: Path) -> None:
+    """Writes rows of one height below each other, and the caption.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    height = rows[0].height + _GAP
+    page = Image.new("RGB", (rows[0].width, height * len(rows) + _CAPTION_HEIGHT))
     for number, row in enumerate(rows):
-        page.paste(row, (0, number * (row.height + _GAP)))
-    caption(page, result, _CAPTION_HEIGHT)
+        page.paste(row, (0, number * height))
+    _write_caption(page, result)
     with atomic_write(path) as part:
         page.save(part, format="PNG")
 
@@ -128,11 +139,11 @@ def lettered(picture: Image.Image, letters: str) -> Image.Image:
     return picture
 
 
-def caption(page: Image.Image, result: Result, height: int) -> None:
+def _write_caption(page: Image.Image, result: Result) -> None:
     """Writes at the foot of a page whose result it shows, by what, with which flags; never who the patient is."""
     made = result.provenance
     draw = ImageDraw.Draw(page)
-    top = page.height - height + 3
+    top = page.height - _CAPTION_HEIGHT + 3
     flags = f"  [{', '.join(result.flags)}]" if result.flags else ""
     lines = (
         f"{result.case.name}  {result.grid.describe()}{flags}",
