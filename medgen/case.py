@@ -84,16 +84,18 @@ class RegionScore:
 
     Attributes:
         name: which one, in the patient's own directions.
-        score: larger is less normal.
+        score: of the map in it, larger is less normal.
         volume_ml: of the region, as far as it was looked at.
-        peak_mm: where it is highest, RAS+ as the input's header states it.
-        p: the share of healthy regions that score as much or more, (1 + k) / (n + 1); None without a reference.
+        peak_mm: where the map is highest, RAS+ as the input's header states it.
+        evidence: of the map that is comparable between scans, in the scan's own spreads; what p rests on.
+        p: the share of healthy regions with as much evidence or more, (1 + k) / (n + 1); None without a reference.
     """
 
     name: str
     score: float
     volume_ml: float
     peak_mm: tuple[float, float, float]
+    evidence: float
     p: float | None = None
 
 

@@ -154,14 +154,14 @@ class HealthyReference:
 
         Args:
             regions: scores of regions.
-            scan: score of the scan.
+            scan: score of the scan, in its own spreads, as the regions' evidence.
             flags: of the input check, and `flags_of`.
         """
         foreign = sorted(FOREIGN & set(flags))
         if foreign:
             return Findings(None, tuple(regions), None, f"none: {OUTSIDE_FLAG} ({', '.join(foreign)})")
         known = self.regions
-        judged = tuple(replace(region, p=p_value(region.score, known)) for region in regions)
+        judged = tuple(replace(region, p=p_value(region.evidence, known)) for region in regions)
         chance = p_value(scan, self.scans) if self.scans.size else None
         return Findings(scan, judged, chance, self.describe())
 

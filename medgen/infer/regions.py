@@ -59,7 +59,9 @@ def region_labels(brain: Mask) -> tuple[npt.NDArray[np.int16], tuple[str, ...]]:
     return np.asarray(np.where(brain, numbers, 0), dtype=np.int16), names
 
 
-def score_regions(heat: Volume, brain: Mask, affine: npt.ArrayLike, seen: Mask | None = None) -> list[RegionScore]:
+def score_regions(
+    heat: Volume, brain: Mask, affine: npt.ArrayLike, evidence: Volume | None = None, seen: Mask | None = None
+) -> list[RegionScore]:
     """Returns the score of every region with at least 4 ml of brain, the highest first.
 
     A region's score is the mean of its highest 0.25 %, some 0.1 ml: a lesion of a few millimetres is enough, a single
@@ -69,6 +71,7 @@ def score_regions(heat: Volume, brain: Mask, affine: npt.ArrayLike, seen: Mask |
         heat: map of scores `(X, Y, Z)`, RAS.
         brain: that regions are made of, and in which they are scored.
         affine: of both, to RAS+ [mm].
+        evidence: a second map, comparable between scans, that is scored the same way; the first if None.
         seen: of the brain, what is looked at; all of it if None. What is left out (lesions, when what is wanted is the
             score of normal tissue) does not change where regions lie; regions of which less than half is left are not
             scored.
@@ -92,7 +95,9 @@ def score_regions(heat: Volume, brain: Mask, affine: npt.ArrayLike, seen: Mask |
         values = heat.ravel()[places]
         peak = np.unravel_index(places[int(values.argmax())], heat.shape)
         x, y, z = (matrix @ [*map(float, peak), 1.0])[:3].round(1).tolist()
-        found.append(RegionScore(name, top_mean(values, TOP_SHARE), len(places) * voxel_ml, (x, y, z)))
+        score = top_mean(values, TOP_SHARE)
+        rests_on = score if evidence is None else top_mean(evidence.ravel()[places], TOP_SHARE)
+        found.append(RegionScore(name, score, len(places) * voxel_ml, (x, y, z), rests_on))
     return sorted(found, key=lambda region: -region.score)
 
 
@@ -118,11 +123,11 @@ def in_own_spreads(evidence: Volume, brain: Mask) -> Volume:
 
 
 class ScoreRegionsd(MapTransform):  # type: ignore[misc]
-    """Adds to an item the scores of its regions (`regions`) and of the scan (`scan_score`), in the scan's own spreads.
+    """Adds to an item the scores of its regions (`regions`) and of the scan (`scan_score`).
 
     Args:
-        keys: the map of scores `(C, X, Y, Z)`, RAS, on the network's grid: the last channel is scored, and the first is
-            kept.
+        keys: the map of scores `(C, X, Y, Z)`, RAS, on the network's grid. The first channel ranks regions, and is
+            kept; the last, in the scan's own spreads, is their evidence, and the score of the scan.
         brain_key: the brain on the same grid, `(1, X, Y, Z)`, positive inside.
     """
 
@@ -134,12 +139,12 @@ class ScoreRegionsd(MapTransform):  # type: ignore[misc]
         """Scores the map."""
         result = dict(data)
         for key in self.key_iterator(result):
-            heat = np.asarray(result[key][-1].cpu().numpy(), dtype=np.float32)
+            heat, evidence = (np.asarray(result[key][n].cpu().numpy(), dtype=np.float32) for n in (0, -1))
             brain = np.asarray(result[self.brain_key][0].cpu().numpy()) > 0
             affine = np.asarray(result[key].affine) if isinstance(result[key], MetaTensor) else np.eye(4)
-            heat = in_own_spreads(heat, brain)
-            result[REGIONS_KEY] = score_regions(heat, brain, affine)
-            result[SCAN_KEY] = score_scan(heat, brain)
-            result[EVIDENCE_KEY] = heat
+            evidence = in_own_spreads(evidence, brain)
+            result[REGIONS_KEY] = score_regions(heat, brain, affine, evidence)
+            result[SCAN_KEY] = score_scan(evidence, brain)
+            result[EVIDENCE_KEY] = evidence
             result[key] = result[key][:1]
         return result

@@ -9,10 +9,11 @@ Source: Saito and Rehmsmeier, PLoS ONE 10:e0118432, 2015, on why AUROC flatters 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import numpy.typing as npt
-from scipy.ndimage import binary_fill_holes, gaussian_filter
+from scipy.ndimage import binary_fill_holes, distance_transform_edt, gaussian_filter
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
 from medgen.errors import IntensityError
@@ -21,6 +22,7 @@ Volume = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 
 SMOOTHINGS_VOXELS = (0.0, 1.0, 1.5)
+ERODED_VOXELS = (0, 2)
 
 
 @dataclass(frozen=True)
@@ -93,14 +95,30 @@ def dice(found: npt.ArrayLike, truth: npt.ArrayLike) -> float:
 
 
 def best_brightness(image: npt.ArrayLike, lesion: npt.ArrayLike, brain: npt.ArrayLike) -> Volume:
-    """Returns the image, raw or smoothed by 1 or 1.5 voxels, whichever has the largest AUPRC.
+    """Returns the answer of brightness alone that has the largest AUPRC, see `brightnesses`.
 
     It is chosen by the truth: no bright-lesion detector by one threshold on these is better.
     """
-    volume = np.asarray(image, dtype=np.float32)
-    smoothed = [gaussian_filter(volume, sigma) if sigma else volume for sigma in SMOOTHINGS_VOXELS]
     inside, truth = np.asarray(brain) > 0, np.asarray(lesion) > 0
-    return max(smoothed, key=lambda one: float(average_precision_score(truth[inside], one[inside])))
+    found = brightnesses(image, brain).values()
+    return max(found, key=lambda one: float(average_precision_score(truth[inside], one[inside])))
+
+
+def brightnesses(image: npt.ArrayLike, brain: npt.ArrayLike) -> dict[str, Volume]:
+    """Returns what brightness alone can answer, by name: raw or smoothed, with the brain's edge or with 0 there.
+
+    Args:
+        image: `(X, Y, Z)`, lesions bright.
+        brain: on the same grid, positive inside.
+    """
+    volume = np.asarray(image, dtype=np.float32)
+    deep = distance_transform_edt(np.pad(np.asarray(brain) > 0, 1))[1:-1, 1:-1, 1:-1]
+    found = {}
+    for sigma, edge in product(SMOOTHINGS_VOXELS, ERODED_VOXELS):
+        smooth = gaussian_filter(volume, sigma) if sigma else volume
+        name = f"brightness, sigma {sigma:g}" + (f", edge of {edge} voxels off" if edge else "")
+        found[name] = np.asarray(np.where(deep > edge, smooth, 0) if edge else smooth, dtype=np.float32)
+    return found
 
 
 def bare_brain(image: npt.ArrayLike) -> Mask:

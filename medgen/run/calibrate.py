@@ -248,7 +248,7 @@ def _simulated(bundle: OpenBundle, image: MetaTensor, seed: int) -> Healthy:
     name = f"simulated-{seed}"
     case = Case(name, "nifti", (Path(name),), PurePosixPath(name), PurePosixPath(name), ".nii.gz")
     item = scored(bundle, case, image)
-    return Healthy(name, tuple(region.score for region in item[REGIONS_KEY]), float(item[SCAN_KEY]))
+    return Healthy(name, tuple(region.evidence for region in item[REGIONS_KEY]), float(item[SCAN_KEY]))
 
 
 def uniformities(reference: HealthyReference) -> list[Uniformity]:

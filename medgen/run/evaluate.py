@@ -211,7 +211,7 @@ def _score_pair(pair: Pair, predict: Callable[[Case], Result], output: Path, pro
         truth, moved = _on_grid_of(result, pair.truth, "bilinear", protocol.outside)
         mask = None if pair.mask is None else _on_grid_of(result, pair.mask, "nearest")[0]
         score = protocol.score(result.image, truth, result.source, mask)
-        simple = protocol.score(protocol.simple(result.source, truth, mask), truth, result.source, mask)
+        simple = protocol.score_simple(protocol.simple(result.source, truth, mask), truth, result.source, mask)
     except MedgenError as error:
         return Row(pair.case.name, pair.patient, "failed", str(error))
     flags = (*result.flags, *((REGRIDDED_FLAG,) if moved else ()))

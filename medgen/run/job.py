@@ -218,7 +218,9 @@ def evaluate_job(  # noqa: PLR0913 - one parameter an option
         return predict_case(opened, case)
 
     listen(Event("begin", len(pairs), 0))
-    protocol = find_protocol(str(read_metadata(find_bundle(bundle).folder).fields.get("evaluation", "synthesis")))
+    told = opened.metadata.fields
+    thresholds = told.get("operating_threshold", {})
+    protocol = find_protocol(str(told.get("evaluation", "synthesis")), thresholds.get(opened.scoring.get("contrast")))
     evaluation = evaluate(pairs, predicted, output, protocol)
     listen(Event("end", len(pairs), len(pairs)))
     return evaluation

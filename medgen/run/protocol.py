@@ -1,7 +1,9 @@
 """How a prediction is judged: which numbers, in which units, and against which simple answer."""
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +31,7 @@ class Protocol:
         simple: the baseline's image, of (source, truth, mask or None). It may look at the truth: no answer of its kind
             is better.
         outside: what a truth that lies on another grid is filled up with.
+        in_own_units: metrics that rest on the prediction's units, and are not taken of a baseline in others.
     """
 
     name: str
@@ -37,6 +40,12 @@ class Protocol:
     score: Callable[[Volume, Volume, Volume, Volume | None], Scores]
     simple: Callable[[Volume, Volume, Volume | None], Volume]
     outside: float = 0.0
+    in_own_units: frozenset[str] = frozenset()
+
+    def score_simple(self, simple: Volume, truth: Volume, source: Volume, mask: Volume | None) -> Scores:
+        """Returns the score of the baseline's image; NaN for what rests on the prediction's units."""
+        score = self.score(simple, truth, source, mask)
+        return {name: math.nan if name in self.in_own_units else value for name, value in score.items()}
 
 
 def _score_synthesis(prediction: Volume, truth: Volume, source: Volume, mask: Volume | None) -> Scores:
@@ -75,8 +84,10 @@ def _smoothed(source: Volume, truth: Volume, mask: Volume | None) -> Volume:
     return best_total_variation(source, truth)
 
 
-def _score_detection(prediction: Volume, truth: Volume, source: Volume, mask: Volume | None) -> Scores:
-    return vars(score_detection(prediction, truth > 0.5, bare_brain(source) if mask is None else mask))
+def _score_detection(
+    prediction: Volume, truth: Volume, source: Volume, mask: Volume | None, threshold: float | None = None
+) -> Scores:
+    return vars(score_detection(prediction, truth > 0.5, bare_brain(source) if mask is None else mask, threshold))
 
 
 def _brightness(source: Volume, truth: Volume, mask: Volume | None) -> Volume:
@@ -130,21 +141,30 @@ PROTOCOLS: Mapping[str, Protocol] = {
             "auprc": ("AUPRC", 3),
             "best_dice": ("Dice, best", 3),
             "best_threshold": ("its threshold", 3),
+            "dice": ("Dice, operating", 3),
             "lesion_share": ("lesion share", 4),
         },
         "brightness",
         _score_detection,
         _brightness,
+        in_own_units=frozenset({"dice", "best_threshold"}),
     ),
 }
 
 
-def find_protocol(name: str) -> Protocol:
+def find_protocol(name: str, threshold: float | None = None) -> Protocol:
     """Returns the protocol of this name.
+
+    Args:
+        name: as a bundle's metadata call it.
+        threshold: of `detection`: the operating point of the map, chosen without the truth that it is judged by.
 
     Raises:
         BundleError: there is none.
     """
     if name not in PROTOCOLS:
         raise BundleError(f"expected the metadata's `evaluation` to be one of {', '.join(PROTOCOLS)}, got {name!r}")
-    return PROTOCOLS[name]
+    protocol = PROTOCOLS[name]
+    if name != "detection" or threshold is None:
+        return protocol
+    return replace(protocol, score=partial(_score_detection, threshold=threshold))

@@ -7,14 +7,15 @@ from pathlib import Path
 from medgen.case import Findings
 from medgen.write.atomic import atomic_text
 
-COLUMNS = ("region", "score", "p", "volume_ml", "peak_r_mm", "peak_a_mm", "peak_s_mm")
+COLUMNS = ("region", "score", "evidence", "p", "volume_ml", "peak_r_mm", "peak_a_mm", "peak_s_mm", "reference")
 
 
 def write_regions(findings: Findings, path: Path) -> None:
     """Writes a row for the scan and one for each region, the most abnormal first; p is empty where there is none.
 
-    The scan's p is against simulated scans, a region's against healthy tissue. Peaks are RAS+ [mm] as the input's
-    header states its space.
+    `score` is of the map, and ranks regions within the scan; `evidence` is comparable between scans, and p rests on it.
+    The scan's p is against simulated scans, a region's against healthy tissue; `reference` says which.
+    Peaks are RAS+ [mm] as the input's header states its space.
 
     Raises:
         OutputError: the file cannot be written.
@@ -22,11 +23,12 @@ def write_regions(findings: Findings, path: Path) -> None:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(COLUMNS)
-    writer.writerow(["whole scan", _number(findings.score), _number(findings.p_simulated), "", "", "", ""])
+    whole = ["", _number(findings.score), _number(findings.p_simulated)]
+    writer.writerow(["whole scan", *whole, "", "", "", "", findings.reference])
     for region in findings.regions:
         peak = [f"{place:.1f}" for place in region.peak_mm]
-        writer.writerow([region.name, _number(region.score), _number(region.p), f"{region.volume_ml:.1f}", *peak])
-    writer.writerow([f"# {findings.reference}"])
+        numbers = [_number(region.score), _number(region.evidence), _number(region.p)]
+        writer.writerow([region.name, *numbers, f"{region.volume_ml:.1f}", *peak, ""])
     atomic_text(path, stream.getvalue())
 
 

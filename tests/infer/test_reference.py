@@ -23,8 +23,8 @@ REFERENCE = HealthyReference(
     tuple(Healthy(f"simulated-{n}", tuple(RNG.normal(size=40).tolist()), float(RNG.normal())) for n in range(24)),
 )
 REGIONS = [
-    RegionScore("left front top", 9.0, 30.0, (1.0, 2.0, 3.0)),
-    RegionScore("right back base", -9.0, 30.0, (0.0,) * 3),
+    RegionScore("left front top", 0.3, 30.0, (1.0, 2.0, 3.0), 9.0),
+    RegionScore("right back base", 0.2, 30.0, (0.0,) * 3, -9.0),
 ]
 
 

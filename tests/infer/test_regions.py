@@ -82,7 +82,7 @@ def test_what_is_left_out_does_not_count_and_does_not_move_the_regions() -> None
     heat[20:30, 106:116, 58:68] = 50.0
     seen = BRAIN.copy()
     seen[18:32, 104:118, 56:70] = False
-    scored = {region.name: region for region in score_regions(heat, BRAIN, np.eye(4), seen)}
+    scored = {region.name: region for region in score_regions(heat, BRAIN, np.eye(4), seen=seen)}
     whole = {region.name: region for region in score_regions(heat, BRAIN, np.eye(4))}
     assert whole["left front upper"].score == 50.0
     assert scored["left front upper"].score < 5
@@ -92,7 +92,7 @@ def test_what_is_left_out_does_not_count_and_does_not_move_the_regions() -> None
 def test_regions_of_which_less_than_half_is_left_are_not_scored() -> None:
     seen = BRAIN.copy()
     seen[:, :, 64:] = False  # of the upper quarter of heights, 50 to 72, most is left
-    names = {region.name for region in score_regions(np.zeros(BRAIN.shape, np.float32), BRAIN, np.eye(4), seen)}
+    names = {region.name for region in score_regions(np.zeros(BRAIN.shape, np.float32), BRAIN, np.eye(4), seen=seen)}
     assert not any(name.endswith("top") for name in names)
     assert "left middle upper" in names
 
@@ -111,11 +111,14 @@ def test_a_scan_is_measured_in_its_own_spreads_which_bright_lesions_do_not_touch
     np.testing.assert_allclose(in_own_spreads(sick, BRAIN)[sick < 50], own[sick < 50], atol=1e-3)
 
 
-def test_the_transform_scores_the_last_channel_and_keeps_the_first() -> None:
+def test_the_transform_ranks_by_the_first_channel_and_keeps_it_and_the_last_is_evidence() -> None:
     rng = np.random.default_rng(0)
-    both = np.stack([np.full(BRAIN.shape, 7.0), rng.normal(size=BRAIN.shape)]).astype(np.float32)
+    both = rng.normal(7.0, size=(2, *BRAIN.shape)).astype(np.float32)
     made = ScoreRegionsd("pred")({"pred": MetaTensor(torch.from_numpy(both)), "brain": torch.from_numpy(BRAIN)[None]})
     assert made["pred"].shape == (1, *BRAIN.shape)
-    assert made["pred"].unique().tolist() == [7.0]
-    assert made[REGIONS_KEY] == score_regions(in_own_spreads(both[1], BRAIN), BRAIN, np.eye(4))
+    own = in_own_spreads(both[1], BRAIN)
+    assert torch.equal(made["pred"].as_tensor()[0], torch.from_numpy(both[0]))
+    assert made[REGIONS_KEY] == score_regions(both[0], BRAIN, np.eye(4), own)
+    by_name = {region.name: region.score for region in score_regions(own, BRAIN, np.eye(4))}
+    assert {region.name: region.evidence for region in made[REGIONS_KEY]} == by_name
     assert made[SCAN_KEY] == score_scan(in_own_spreads(both[1], BRAIN), BRAIN)

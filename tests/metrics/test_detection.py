@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from medgen.errors import IntensityError
-from medgen.metrics.detection import best_brightness, dice, score_detection, score_item
+from medgen.metrics.detection import best_brightness, brightnesses, dice, score_detection, score_item
 from medgen.run.protocol import find_protocol
 
 RNG = np.random.default_rng(0)
@@ -69,3 +69,22 @@ def test_the_protocol_scores_the_map_beside_brightness() -> None:
     assert set(protocol.metrics) <= set(score)
     assert simple["auprc"] >= score["auprc"]  # here the map is the image
     assert dice(np.zeros(3), np.zeros(3)) == 1.0
+
+
+def test_the_operating_point_is_the_maps_own() -> None:
+    truth, source = LESION.astype(np.float32), np.where(BRAIN, 1.0, 0).astype(np.float32)
+    protocol = find_protocol("detection", threshold=1.0)
+    assert protocol.score(HEAT, truth, source, None)["dice"] == score_detection(HEAT, LESION, BRAIN, 1.0).dice
+    assert np.isnan(find_protocol("detection").score(HEAT, truth, source, None)["dice"])
+    simple = protocol.score_simple(HEAT, truth, source, None)
+    assert np.isnan([simple["dice"], simple["best_threshold"]]).all()
+    assert simple["auroc"] == score_detection(HEAT, LESION, BRAIN).auroc
+
+
+def test_brightness_loses_its_edge_where_asked() -> None:
+    found = brightnesses(np.ones(BRAIN.shape), BRAIN)
+    assert len(found) == 6
+    assert found["brightness, sigma 0"].min() == 1
+    eroded = found["brightness, sigma 0, edge of 2 voxels off"]
+    assert 0 < eroded.sum() < BRAIN.sum()
+    assert (eroded[~BRAIN] == 0).all()

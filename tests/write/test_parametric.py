@@ -24,8 +24,8 @@ HEAT = OutputKind("heat", "MR", "Anomaly heat map", "score", "scored")
 FINDINGS = Findings(
     1.25,
     (
-        RegionScore("left front top", 2.5, 30.1, (1.0, 2.0, 3.0), 0.005),
-        RegionScore("right back base", 0.5, 20.0, (4.0, 5.0, 6.0), 0.6),
+        RegionScore("left front top", 2.5, 30.1, (1.0, 2.0, 3.0), 5.5, 0.005),
+        RegionScore("right back base", 0.5, 20.0, (4.0, 5.0, 6.0), 1.5, 0.6),
     ),
     0.04,
     "FLAIR: 200 regions of healthy tissue of 5 patients",
@@ -143,9 +143,10 @@ def test_a_scored_case_has_its_map_its_table_and_its_picture(result: Result, tmp
     assert suffixes == sorted(["_dicom/0001.dcm".rpartition("/")[2], ".nii.gz", ".json", ".png", "_regions.csv"])
     (table,) = tmp_path.rglob("*_regions.csv")
     rows = list(csv.DictReader(table.read_text().splitlines()))
-    assert (rows[0]["region"], rows[0]["score"], rows[0]["p"]) == ("whole scan", "1.25", "0.04")
+    assert (rows[0]["region"], rows[0]["evidence"], rows[0]["p"]) == ("whole scan", "1.25", "0.04")
     assert (rows[1]["region"], rows[1]["p"], rows[1]["peak_a_mm"]) == ("left front top", "0.005", "2.0")
-    assert rows[-1]["region"].startswith("# FLAIR: 200 regions")
+    assert (rows[1]["score"], rows[1]["evidence"]) == ("2.5", "5.5")
+    assert [row["reference"] for row in rows] == [FINDINGS.reference, "", ""]
 
 
 def test_the_picture_marks_the_top_regions_and_works_without(result: Result, tmp_path: Path) -> None:
