@@ -12,7 +12,8 @@ from medgen.cli.words import Bundle, Changes, Device, Trust, errors, say
 def calibrate(  # noqa: PLR0913, PLR0917 - one parameter an option
     bundle: Bundle,
     data: Annotated[
-        list[Path], typer.Option(metavar="MANIFEST", help="Scans (`image`), lesions if any (`target`); repeatable.")
+        list[Path],
+        typer.Option(metavar="MANIFEST", help="Scans (`image`), lesions if any (`target`, `abnormal`); repeatable."),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The reference, .json.")],
     split: Annotated[str, typer.Option(help="`train`, `validation` or `test`.")] = "train",

@@ -146,7 +146,9 @@ def fit_reference(
 
 
 def controls_of(manifest: Path, split: str = "train", data_root: Path | None = None) -> list[Control]:
-    """Returns the scans of a manifest's split: `image` and, where what is not healthy is masked, `target`.
+    """Returns the scans of a manifest's split: `image`, and `target` or `abnormal` where what is not healthy is masked.
+
+    `abnormal` holds all that is not healthy, and perhaps more: enough to leave it out, no truth to be measured against.
 
     Raises:
         ManifestError: the manifest is not valid.
@@ -157,7 +159,7 @@ def controls_of(manifest: Path, split: str = "train", data_root: Path | None = N
         Control(
             item["patient"],
             one_case(root, Path(item["image"])),
-            one_case(root, Path(item["target"])) if "target" in item else None,
+            next((one_case(root, Path(item[role])) for role in ("target", "abnormal") if role in item), None),
         )
         for item in datalist_from_manifest(manifest, split, data_root)
         if "image" in item
