@@ -36,6 +36,7 @@ def calibrate(  # noqa: PLR0913, PLR0917 - one parameter an option
 
     `medgen run BUNDLE --set reference.path=FILE` then uses it: a reference of your own scanner and controls.
     """
+    from medgen.read.manifest import find_manifest
     from medgen.run.bundle import open_bundle
     from medgen.run.calibrate import controls_of, fit_reference, save, simulated_scans, table, uniformities
 
@@ -43,7 +44,7 @@ def calibrate(  # noqa: PLR0913, PLR0917 - one parameter an option
         opened = open_bundle(bundle, trust=trust, device=device, changes=changes or (), reference=False)
         reference = fit_reference(
             opened,
-            [control for manifest in data for control in controls_of(manifest, split, data_root)],
+            [control for manifest in data for control in controls_of(find_manifest(manifest), split, data_root)],
             unseen=_unseen(unseen or ()),
             simulated=simulated_scans(simulated, opened.scoring.get("contrast", ""), tissue_root or data_root),
             listen=lambda what, number, total: say(f"{number + 1} of {total}: {what}"),

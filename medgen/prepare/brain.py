@@ -16,6 +16,7 @@ from scipy.ndimage import binary_closing, binary_fill_holes, distance_transform_
 
 from medgen.errors import IntensityError
 from medgen.geometry import spacing_mm
+from medgen.prepare.brain_shape import read_shape, within_shape
 
 Volume = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
@@ -131,20 +132,25 @@ class FindBraind(MapTransform):  # type: ignore[misc]
     Args:
         keys: FLAIR or T2 `(1, X, Y, Z)`.
         brain_key: where the mask goes, `(1, X, Y, Z)` of 0 and 1.
+        shape: file of the average brain, 0 to 1, to which what is found in a whole head is confined, see
+            `medgen.prepare.brain_shape.within_shape`; none if empty.
         allow_missing_keys: pass items without the image on.
     """
 
-    def __init__(self, keys: str, brain_key: str = "brain", allow_missing_keys: bool = False) -> None:
+    def __init__(self, keys: str, brain_key: str = "brain", shape: str = "", allow_missing_keys: bool = False) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.brain_key = brain_key
+        self.brain_key, self.shape = brain_key, shape
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Finds the brain."""
         result = dict(data)
         for key in self.key_iterator(result):
             image = result[key]
-            spacing = spacing_mm(np.asarray(image.affine)) if isinstance(image, MetaTensor) else np.ones(3)
-            brain = find_brain(np.asarray(image[0].cpu().numpy(), dtype=np.float32), [float(s) for s in spacing])
+            affine = np.asarray(image.affine) if isinstance(image, MetaTensor) else np.eye(4)
+            volume = np.asarray(image[0].cpu().numpy(), dtype=np.float32)
+            brain = find_brain(volume, [float(s) for s in spacing_mm(affine)])
+            if self.shape and (volume[~brain] > 0).any():
+                brain = within_shape(brain, affine, read_shape(self.shape))
             mask = torch.from_numpy(brain)[None].to(image.device)
             result[key] = image * mask
             kept = mask.to(torch.float32)
