@@ -104,7 +104,7 @@ def _best_tilt(fixed: sitk.Image, shape: sitk.Image, centred: sitk.AffineTransfo
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsMeanSquares()
     method.SetInterpolator(sitk.sitkLinear)
-    found = []
+    found: list[tuple[float, int, sitk.AffineTransform]] = []
     for degrees, lift in product((-20, -10, 0, 10, 20), (0.0, 15.0)):
         tilted = sitk.AffineTransform(centred)
         tilted.Rotate(1, 2, np.radians(degrees))
