@@ -38,7 +38,13 @@ def calibrate(  # noqa: PLR0913, PLR0917 - one parameter an option
     """
     from medgen.read.manifest import find_manifest
     from medgen.run.bundle import open_bundle
-    from medgen.run.calibrate import controls_of, fit_reference, save, simulated_scans, table, uniformities
+    from medgen.run.calibrate import SimulatedScans, controls_of, fit_reference, save, table, uniformities
+
+    missing = []
+
+    def left_out(what: str, error: Exception) -> None:
+        missing.append(what)
+        say(f"  left out: {error}")
 
     with errors():
         opened = open_bundle(bundle, trust=trust, device=device, changes=changes or (), reference=False)
@@ -46,12 +52,16 @@ def calibrate(  # noqa: PLR0913, PLR0917 - one parameter an option
             opened,
             [control for manifest in data for control in controls_of(find_manifest(manifest), split, data_root)],
             unseen=_unseen(unseen or ()),
-            simulated=simulated_scans(simulated, opened.scoring.get("contrast", ""), tissue_root or data_root),
+            simulated=SimulatedScans(simulated, opened.scoring.get("contrast", ""), tissue_root or data_root),
             listen=lambda what, number, total: say(f"{number + 1} of {total}: {what}"),
+            leave_out=left_out,
         )
         save(reference, output)
     say(reference.describe())
     say(table(uniformities(reference)))
+    if missing:
+        say(f"left out: {', '.join(missing)}")
+    raise typer.Exit(1 if missing else 0)
 
 
 def _unseen(pairs: Sequence[str]) -> dict[str, Path]:

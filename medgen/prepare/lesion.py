@@ -33,21 +33,22 @@ class DeclareContrastd(MapTransform):  # type: ignore[misc]
     Args:
         keys: image `(1, X, Y, Z)`; comes back as `(2, X, Y, Z)`.
         contrast: declared for all items; empty takes each item's own `contrast`.
+        otherwise: of items that have none.
 
     Raises:
         IntensityError: another contrast.
     """
 
-    def __init__(self, keys: str, contrast: str = "") -> None:
+    def __init__(self, keys: str, contrast: str = "", otherwise: str = "") -> None:
         super().__init__(keys)
-        if contrast:
-            _number(contrast)
-        self.contrast = contrast
+        for declared in filter(None, (contrast, otherwise)):
+            _number(declared)
+        self.contrast, self.otherwise = contrast, otherwise
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Adds the channel."""
         result = dict(data)
-        number = _number(self.contrast or str(result.get("contrast", "")))
+        number = _number(self.contrast or str(result.get("contrast") or self.otherwise))
         for key in self.key_iterator(result):
             image = result[key]
             result[key] = torch.cat([image, torch.full_like(image, float(number))])

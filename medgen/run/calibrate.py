@@ -1,7 +1,8 @@
 """Fits the healthy reference of a scoring bundle, and tests what it promises: p-values that are uniform on health."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -15,7 +16,7 @@ from scipy.ndimage import distance_transform_edt
 from scipy.stats import binom, kstest
 
 from medgen.case import Case
-from medgen.errors import BundleError, IntensityError, NoInputError
+from medgen.errors import BundleError, InputError, IntensityError, MedgenError, NoInputError
 from medgen.geometry import spacing_mm
 from medgen.infer.reference import FOREIGN, Healthy, HealthyReference
 from medgen.infer.regions import EVIDENCE_KEY, REGIONS_KEY, SCAN_KEY, ScoreRegionsd, score_regions
@@ -31,6 +32,7 @@ from medgen.run.weights import load_weights
 from medgen.write.atomic import atomic_text
 
 Listen = Callable[[str, int, int], None]
+LeaveOut = Callable[[str, MedgenError], None]
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ LESION_MARGIN_MM = 6.0  # around a lesion, of what is not taken for healthy: its
 _TISSUES = ("csf", "grey", "white")
 _AXES = (("L", "R"), ("P", "A"), ("I", "S"))
 # People of the simulation differ in shape, too: more than their scans do in pose.
-_SHAPE: Mapping[str, Any] = {"max_turn": 5.0, "max_scale": 0.1, "max_bend": 6.0}
+_SHAPE: Mapping[str, Any] = {"max_turn": 5.0, "max_scale": 0.06, "max_bend": 6.0}
 _ALARM = 0.05
 _FIRST_SEED = 10_000  # far from the seeds of a training
 
@@ -96,6 +98,7 @@ def fit_reference(
     unseen: Mapping[str, Path] | None = None,
     simulated: Sequence[MetaTensor] = (),
     listen: Listen = lambda what, number, total: None,
+    leave_out: LeaveOut = lambda what, error: None,
 ) -> HealthyReference:
     """Scores the healthy tissue of patients, and simulated healthy brains.
 
@@ -106,10 +109,11 @@ def fit_reference(
             too low, and p-values against them too small.
         simulated: scans of healthy people who do not exist.
         listen: told of progress.
+        leave_out: told of a scan that cannot be used or is not what the bundle takes; it costs itself alone.
 
     Raises:
-        NoInputError: there are no controls, or none of a patient of whom weights are given.
-        MedgenError: a scan cannot be used, is not what the bundle takes, or the bundle does not score.
+        NoInputError: there are no controls, or none of a patient of whom weights are given, or none could be used.
+        BundleError: the bundle does not score.
     """
     if not bundle.scoring:
         raise BundleError(f"expected a bundle that declares a healthy reference (`reference`), got {bundle.name}")
@@ -122,19 +126,23 @@ def fit_reference(
     total = len(controls) + len(simulated)
     for number, control in enumerate(controls):
         listen(control.scan.name, number, total)
-        weights = (unseen or {}).get(control.patient)
-        if weights is None:
-            bundle.network.load_state_dict(own)
-        else:
-            load_weights(bundle.network, weights).eval()
-        image = read_image(control.scan)
-        sides += spacing_mm(np.asarray(image.affine)).tolist()
-        patients.setdefault(control.patient, []).extend(healthy_regions(bundle, control, image))
+        bundle.network.load_state_dict(own)
+        if control.patient in (unseen or {}):
+            load_weights(bundle.network, (unseen or {})[control.patient]).eval()
+        with _costing_itself(control.scan.name, leave_out):
+            image = read_image(control.scan)
+            patients.setdefault(control.patient, []).extend(healthy_regions(bundle, control, image))
+            sides += spacing_mm(np.asarray(image.affine)).tolist()
     bundle.network.load_state_dict(own)
+    if not any(patients.values()):
+        raise NoInputError(
+            f"expected healthy tissue in at least one of {len(controls)} scans, got none that can be used"
+        )
     people = []
     for number, image in enumerate(simulated):
         listen(f"simulated {number}", len(controls) + number, total)
-        people.append(_simulated(bundle, image, number))
+        with _costing_itself(f"simulated {number}", leave_out):
+            people.append(score_simulated(bundle, image, number))
     return HealthyReference(
         weights_sha256=bundle.weights_sha256,
         score=bundle.scoring["score"],
@@ -143,6 +151,14 @@ def fit_reference(
         patients=tuple(Healthy(name, tuple(scores)) for name, scores in patients.items()),
         simulated=tuple(people),
     )
+
+
+@contextmanager
+def _costing_itself(what: str, leave_out: LeaveOut) -> Iterator[None]:
+    try:
+        yield
+    except InputError as error:
+        leave_out(what, error)
 
 
 def controls_of(manifest: Path, split: str = "train", data_root: Path | None = None) -> list[Control]:
@@ -211,43 +227,60 @@ def on_grid_of(image: MetaTensor, other: MetaTensor) -> npt.NDArray[np.float32]:
     return np.asarray(moved[0].numpy(), dtype=np.float32)
 
 
-def simulated_scans(count: int, contrast: str, data_root: Path | None = None) -> list[MetaTensor]:
-    """Returns scans `(1, X, Y, Z)` of simulated healthy people, 1 mm, from the tissue maps of `eve-template.json`.
+class SimulatedScans(Sequence[MetaTensor]):
+    """Scans `(1, X, Y, Z)` of simulated healthy people, 1 mm, from the tissue maps of `eve-template.json`.
+
+    Each is made when it is asked for: many of them do not fit into memory.
 
     Args:
         count: how many.
         contrast: `"FLAIR"` or `"T2w"`.
         data_root: what that manifest's paths are relative to.
+        first: number of the first: the same numbers are the same people.
 
     Raises:
         ManifestError: the tissue maps are not there.
     """
-    if count == 0:
-        return []
-    cases = datalist_from_manifest(find_manifest(Path("eve-template")), "train", data_root)
-    items = [{**{name: case[name] for name in _TISSUES}, "contrast": contrast} for case in cases]
-    keys = list(_TISSUES)
-    load = Compose(
-        [
-            LoadImaged(keys, reader=VolumeReader, ensure_channel_first=True),
-            Orientationd(keys, axcodes="RAS", labels=_AXES),
-            ConcatItemsd(keys, "tissues"),
-            RandWindowd(["tissues"], None, **_SHAPE),
-            RandBrainMrd("tissues"),
-        ]
-    )
-    draws = FixedDraws(items, load, count, seed=_FIRST_SEED)
-    scans = []
-    for number in range(count):
-        image = draws[number]["image"]
+
+    def __init__(self, count: int, contrast: str, data_root: Path | None = None, first: int = 0) -> None:
+        self.count, self.first = count, first
+        if count == 0:
+            return
+        cases = datalist_from_manifest(find_manifest(Path("eve-template")), "train", data_root)
+        items = [{**{name: case[name] for name in _TISSUES}, "contrast": contrast} for case in cases]
+        keys = list(_TISSUES)
+        load = Compose(
+            [
+                LoadImaged(keys, reader=VolumeReader, ensure_channel_first=True),
+                Orientationd(keys, axcodes="RAS", labels=_AXES),
+                ConcatItemsd(keys, "tissues"),
+                RandWindowd(["tissues"], None, **_SHAPE),
+                RandBrainMrd("tissues"),
+            ]
+        )
+        self.draws = FixedDraws(items, load, first + count, seed=_FIRST_SEED)
+
+    def __len__(self) -> int:
+        """How many."""
+        return self.count
+
+    def __getitem__(self, number: int) -> MetaTensor:  # type: ignore[override]  # no slices
+        """Returns one scan."""
+        if not 0 <= number < self.count:
+            raise IndexError(number)
+        image = self.draws[self.first + number]["image"]
         affine = np.eye(4)
         affine[:3, 3] = [-(side - 1) / 2 for side in image.shape[1:]]
-        scans.append(MetaTensor(image, affine=torch.from_numpy(affine)))
-    return scans
+        return MetaTensor(image, affine=torch.from_numpy(affine))
 
 
-def _simulated(bundle: OpenBundle, image: MetaTensor, seed: int) -> Healthy:
-    name = f"simulated-{seed}"
+def score_simulated(bundle: OpenBundle, image: MetaTensor, number: int) -> Healthy:
+    """Returns the scores of a simulated scan, all of which is healthy.
+
+    Raises:
+        MedgenError: the scan cannot be used, or the bundle does not score.
+    """
+    name = f"simulated-{number}"
     case = Case(name, "nifti", (Path(name),), PurePosixPath(name), PurePosixPath(name), ".nii.gz")
     item = scored(bundle, case, image)
     return Healthy(name, tuple(region.evidence for region in item[REGIONS_KEY]), float(item[SCAN_KEY]))

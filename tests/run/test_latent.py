@@ -245,6 +245,28 @@ def write_controls(folder: Path) -> Path:
     return folder / "own.json"
 
 
+def test_a_control_that_cannot_be_used_costs_itself_alone(bundle: Path, tmp_path: Path) -> None:
+    calibrated = tmp_path / "vae0"
+    shutil.copytree(bundle, calibrated)
+    place = {"_target_": "medgen.infer.reference.HealthyReference.load", "path": str(tmp_path / "reference.json")}
+    (calibrated / "configs" / "inference.yaml").write_text(yaml.safe_dump({**CONFIG, "reference": place}))
+    manifest = write_controls(tmp_path)
+    content = json.loads(manifest.read_text())
+    empty = tmp_path / content["cases"][0]["files"]["image"]["path"]
+    nib.save(nib.Nifti1Image(np.zeros((20, 20, 20), np.int16), np.eye(4)), empty)
+    content["cases"][0]["files"]["image"]["sha256"] = file_sha256(empty)
+    manifest.write_text(json.dumps(content))
+    said = medgen("calibrate", calibrated, "--data", manifest, "-o", tmp_path / "reference.json", code=1)
+    assert "regions of healthy tissue of 2 patients" in said
+    assert "left out: 0_FLAIR.nii.gz" in said
+
+
+def test_a_latent_is_written_to_npz_alone(bundle: Path, tmp_path: Path) -> None:
+    write_flair(tmp_path / "0_FLAIR.nii.gz", 0)
+    said = medgen("latent", "encode", bundle, "-i", tmp_path / "0_FLAIR.nii.gz", "-o", tmp_path / "a.lat", code=2)
+    assert "expected a file .npz" in said
+
+
 def test_calibrated_on_healthy_scans_a_run_has_p_values_and_of_other_weights_none(bundle: Path, tmp_path: Path) -> None:
     calibrated = tmp_path / "vae0"
     shutil.copytree(bundle, calibrated)
