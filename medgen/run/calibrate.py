@@ -243,7 +243,7 @@ class SimulatedScans(Sequence[MetaTensor]):
     """
 
     def __init__(self, count: int, contrast: str, data_root: Path | None = None, first: int = 0) -> None:
-        self.count, self.first = count, first
+        self._length, self._first = count, first
         if count == 0:
             return
         cases = datalist_from_manifest(find_manifest(Path("eve-template")), "train", data_root)
@@ -258,17 +258,17 @@ class SimulatedScans(Sequence[MetaTensor]):
                 RandBrainMrd("tissues"),
             ]
         )
-        self.draws = FixedDraws(items, load, first + count, seed=_FIRST_SEED)
+        self._draws = FixedDraws(items, load, first + count, seed=_FIRST_SEED)
 
     def __len__(self) -> int:
         """How many."""
-        return self.count
+        return self._length
 
     def __getitem__(self, number: int) -> MetaTensor:  # type: ignore[override]  # no slices
         """Returns one scan."""
-        if not 0 <= number < self.count:
+        if not 0 <= number < self._length:
             raise IndexError(number)
-        image = self.draws[self.first + number]["image"]
+        image = self._draws[self._first + number]["image"]
         affine = np.eye(4)
         affine[:3, 3] = [-(side - 1) / 2 for side in image.shape[1:]]
         return MetaTensor(image, affine=torch.from_numpy(affine))
