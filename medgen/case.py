@@ -87,7 +87,8 @@ class RegionScore:
         score: of the map in it, larger is less normal.
         volume_ml: of the region, as far as it was looked at.
         peak_mm: where the map is highest, RAS+ as the input's header states it.
-        evidence: of the map that is comparable between scans, in the scan's own spreads; what p rests on.
+        evidence: of the map that is comparable between scans, in median absolute deviations above the scan's median
+            region; what p rests on. NaN where the scan has too few regions.
         p: the share of healthy regions with as much evidence or more, (1 + k) / (n + 1); None without a reference.
     """
 

@@ -7,6 +7,7 @@ Learning in a Random World, 2005; Phipson and Smyth, Stat Appl Genet Mol Biol 9:
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,11 +18,13 @@ import numpy.typing as npt
 
 from medgen.case import Findings, RegionScore
 from medgen.errors import BundleError
+from medgen.prepare.brain import FOUND_FLAG
 
 SCHEMA = "medgen-healthy-reference-1"
 OUTSIDE_FLAG = "outside-reference"
 RESOLUTION_FLAG = "reference-resolution"
 UNCALIBRATED_FLAG = "uncalibrated"
+SIMULATED_MM = (1.0, 1.0, 1.0)  # voxels of simulated scans; coarser ones are not compared with them
 _SPACING_MARGIN = 1.5  # how much coarser or finer than the healthy scans a scan may be
 # What an input check says of a scan that the reference knows nothing of.
 FOREIGN = frozenset(
@@ -48,11 +51,13 @@ class Healthy:
         patient: whose; of simulated people, their seed.
         regions: scores of regions.
         scan: score of the scan; None of a patient, whose scan as a whole is not healthy.
+        weights_sha256: of the model that scored; another than the reference's, which had not seen the patient.
     """
 
     patient: str
     regions: tuple[float, ...]
     scan: float | None = None
+    weights_sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,9 @@ class HealthyReference:
         weights_sha256: of the model.
         score: how it was scored, in words.
         contrast: of the scans.
-        spacing_mm: finest and coarsest side of their voxels.
+        finest_mm: range of the shortest side of their voxels.
+        coarsest_mm: range of the longest side.
+        heads: whether brains were found in whole heads; if not, none that was found in one is compared.
         patients: healthy tissue of real scans.
         simulated: simulated scans.
     """
@@ -71,7 +78,9 @@ class HealthyReference:
     weights_sha256: str
     score: str
     contrast: str
-    spacing_mm: tuple[float, float]
+    finest_mm: tuple[float, float]
+    coarsest_mm: tuple[float, float]
+    heads: bool
     patients: tuple[Healthy, ...]
     simulated: tuple[Healthy, ...]
 
@@ -87,12 +96,13 @@ class HealthyReference:
             content = json.loads(file.read_text(encoding="utf-8"))
             if content["schema"] != SCHEMA:
                 raise BundleError(f"{file.name}: expected schema {SCHEMA}, got {content['schema']}")
-            low, high = content["spacing_mm"]
             return cls(
                 str(content["weights_sha256"]),
                 str(content["score"]),
                 str(content["contrast"]),
-                (float(low), float(high)),
+                _range(content["finest_mm"]),
+                _range(content["coarsest_mm"]),
+                bool(content["heads"]),
                 _people(content["patients"]),
                 _people(content["simulated"]),
             )
@@ -105,7 +115,15 @@ class HealthyReference:
     def to_json(self) -> dict[str, Any]:
         """Returns the reference as plain JSON types."""
         groups = {
-            name: [{"patient": h.patient, "regions": _short(h.regions), "scan": _short([h.scan])[0]} for h in group]
+            name: [
+                {
+                    "patient": one.patient,
+                    "weights_sha256": one.weights_sha256,
+                    "regions": _short(one.regions),
+                    "scan": _short([one.scan])[0],
+                }
+                for one in group
+            ]
             for name, group in (("patients", self.patients), ("simulated", self.simulated))
         }
         return {
@@ -113,7 +131,9 @@ class HealthyReference:
             "weights_sha256": self.weights_sha256,
             "score": self.score,
             "contrast": self.contrast,
-            "spacing_mm": list(self.spacing_mm),
+            "finest_mm": list(self.finest_mm),
+            "coarsest_mm": list(self.coarsest_mm),
+            "heads": self.heads,
             **groups,
         }
 
@@ -133,8 +153,14 @@ class HealthyReference:
         whole = f"scans against {scans} simulated ones, smallest p {1 / (scans + 1):.2g}" if scans else "scans not"
         return (
             f"{self.contrast}: {n} regions of healthy tissue of {len(self.patients)} patients, smallest p "
-            f"{1 / (n + 1):.2g}; {whole}"
+            f"{1 / (n + 1):.2g}, not corrected for the number of regions, {self._seen_before()}; {whole}"
         )
+
+    def _seen_before(self) -> str:
+        strange = sum(one.weights_sha256 not in {"", self.weights_sha256} for one in self.patients)
+        if strange == len(self.patients):
+            return "scored by weights that had not seen them"
+        return f"{len(self.patients) - strange} of them scored by these very weights"
 
     @property
     def sha256(self) -> str:
@@ -143,8 +169,9 @@ class HealthyReference:
 
     def flags_of(self, spacing_mm: Sequence[float]) -> tuple[str, ...]:
         """Returns what keeps a scan of these voxels from being compared."""
-        low, high = self.spacing_mm[0] / _SPACING_MARGIN, self.spacing_mm[1] * _SPACING_MARGIN
-        return () if low <= min(spacing_mm) and max(spacing_mm) <= high else (RESOLUTION_FLAG,)
+        sides = ((min(spacing_mm), self.finest_mm), (max(spacing_mm), self.coarsest_mm))
+        known = all(low / _SPACING_MARGIN <= side <= high * _SPACING_MARGIN for side, (low, high) in sides)
+        return () if known else (RESOLUTION_FLAG,)
 
     def judge(self, regions: Sequence[RegionScore], scan: float, flags: Sequence[str] = ()) -> Findings:
         """Returns what scores mean.
@@ -154,15 +181,19 @@ class HealthyReference:
 
         Args:
             regions: scores of regions.
-            scan: score of the scan, in its own spreads, as the regions' evidence.
+            scan: score of the scan, in its own spreads.
             flags: of the input check, and `flags_of`.
         """
-        foreign = sorted(FOREIGN & set(flags))
+        foreign = sorted((FOREIGN if self.heads else FOREIGN | {FOUND_FLAG}) & set(flags))
         if foreign:
             return Findings(None, tuple(regions), None, f"none: {OUTSIDE_FLAG} ({', '.join(foreign)})")
         known = self.regions
-        judged = tuple(replace(region, p=p_value(region.evidence, known)) for region in regions)
-        chance = p_value(scan, self.scans) if self.scans.size else None
+        judged = tuple(
+            region if math.isnan(region.evidence) else replace(region, p=p_value(region.evidence, known))
+            for region in regions
+        )
+        simulated = self.scans if not self.flags_of(SIMULATED_MM) else np.zeros(0)
+        chance = p_value(scan, simulated) if simulated.size else None
         return Findings(scan, judged, chance, self.describe())
 
     def held_out(self, group: str = "patients") -> dict[str, npt.NDArray[np.float64]]:
@@ -178,7 +209,12 @@ class HealthyReference:
 
 
 def _people(content: Sequence[Mapping[str, Any]]) -> tuple[Healthy, ...]:
-    return tuple(Healthy(one["patient"], tuple(one["regions"]), one["scan"]) for one in content)
+    return tuple(Healthy(one["patient"], tuple(one["regions"]), one["scan"], one["weights_sha256"]) for one in content)
+
+
+def _range(content: Sequence[float]) -> tuple[float, float]:
+    low, high = content
+    return float(low), float(high)
 
 
 def _joined(people: Sequence[Healthy]) -> npt.NDArray[np.float64]:

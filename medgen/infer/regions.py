@@ -4,7 +4,9 @@ Regions are a grid in the brain's own box: halves, fifths from front to back, qu
 the patient's directions, not an atlas: no registration that could go wrong decides where something lies.
 """
 
-from collections.abc import Hashable, Mapping
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -25,6 +27,7 @@ SCAN_KEY = "scan_score"
 EVIDENCE_KEY = "evidence"
 TOP_SHARE, SCAN_TOP_SHARE = 0.0025, 0.001  # a tenth of a millilitre of most regions, one millilitre of most brains
 LEAST_ML, LEAST_SEEN = 4.0, 0.5
+LEAST_REGIONS = 10  # fewer say little of what is usual in a scan
 _SIDES = ("left", "right")
 _DEPTHS = ("back", "mid-back", "middle", "mid-front", "front")
 _HEIGHTS = ("base", "lower", "upper", "top")
@@ -71,7 +74,8 @@ def score_regions(
         heat: map of scores `(X, Y, Z)`, RAS.
         brain: that regions are made of, and in which they are scored.
         affine: of both, to RAS+ [mm].
-        evidence: a second map, comparable between scans, that is scored the same way; the first if None.
+        evidence: a second map that is scored the same way, each region then among the others, see `among_themselves`;
+            the first if None.
         seen: of the brain, what is looked at; all of it if None. What is left out (lesions, when what is wanted is the
             score of normal tissue) does not change where regions lie; regions of which less than half is left are not
             scored.
@@ -98,7 +102,28 @@ def score_regions(
         score = top_mean(values, TOP_SHARE)
         rests_on = score if evidence is None else top_mean(evidence.ravel()[places], TOP_SHARE)
         found.append(RegionScore(name, score, len(places) * voxel_ml, (x, y, z), rests_on))
-    return sorted(found, key=lambda region: -region.score)
+    among = among_themselves([region.evidence for region in found])
+    told = [replace(region, evidence=rests_on) for region, rests_on in zip(found, among, strict=True)]
+    return sorted(told, key=lambda region: -region.score)
+
+
+def among_themselves(scores: Sequence[float]) -> list[float]:
+    """Returns each score's distance above the median of all, in median absolute deviations from it.
+
+    Scans differ in how high all of their regions score, for their scanners and because no two people are alike; a
+    region is compared with the others of its scan first, and then with those of healthy people. Disease in half of
+    the regions would move the median: p-values then grow, and promise less. NaN where there are fewer than ten.
+
+    Example:
+        >>> among_themselves([1.0, 2, 3, 4, 5, 6, 7, 8, 9, 10, 18])[-3:]
+        [1.0, 1.3333333333333333, 4.0]
+    """
+    values = np.asarray(scores, dtype=np.float64)
+    if values.size < LEAST_REGIONS:
+        return [math.nan] * values.size
+    middle = np.median(values)
+    spread = max(float(np.median(np.abs(values - middle))), 1e-6)
+    return [float(value) for value in (values - middle) / spread]
 
 
 def score_scan(heat: Volume, brain: Mask) -> float:

@@ -25,14 +25,16 @@ SMALLEST_BRAIN_ML, LARGEST_BRAIN_ML = 50.0, 2300.0  # a slab of a brain is enoug
 FOUND_FLAG = "brain-found"  # in a whole head, by rule: scalp may have come along
 _BARE_ZEROS = 0.35  # so much of a stripped image, but not of its box, is exactly one value
 _DARK = 0.4  # of the usual tissue, below which a voxel is bone, air or (on FLAIR) fluid
+_FEW_NEGATIVE = 0.05  # what interpolation and filters leave
 _THICK_SHARE = 0.6
+_COARSE_MM, _SURFACE_MM, _OF_THE_SURFACE = 2.0, 4.0, 0.25
 _BRIDGES_MM = (3.0, 4.5, 6.0, 8.0)  # thickness of what still joins brain and scalp, tried in turn
 
 
 def find_brain(volume: Volume, spacing: Sequence[float]) -> Mask:
     """Returns the brain in T2-like MR `(X, Y, Z)`, with the fluid within it.
 
-    An image that is empty around the brain (stripped) is taken as it is.
+    An image that is empty around the brain (stripped) is taken as it is, unless there is a head around it.
 
     Args:
         volume: FLAIR or T2, magnitude.
@@ -43,27 +45,46 @@ def find_brain(volume: Volume, spacing: Sequence[float]) -> Mask:
     """
     voxel_ml = float(np.prod(spacing)) / 1000
     bare = _bare_brain(volume, voxel_ml)
-    if bare is not None:
+    if bare is not None and not _in_a_head(volume, bare, spacing):
         return _plausible(bare, voxel_ml)
-    smooth = gaussian_filter(volume.clip(0), [0.7 / s for s in spacing])
-    usual = _usual(smooth)
-    tissue = smooth > _DARK * usual
-    deep = np.asarray(distance_transform_edt(tissue, spacing), dtype=np.float32)
-    for bridge in _BRIDGES_MM:
-        core = _thickest(deep, bridge)
-        if core is None:
-            continue
-        grown = np.asarray(distance_transform_edt(~core, spacing) <= bridge + 0.5) & tissue
-        steps = np.maximum(1, np.round(4.0 / np.asarray(spacing))).astype(int)
-        whole = binary_fill_holes(_closed(grown, steps))
-        best = np.asarray(whole, dtype=np.bool_)
-        if best.sum() * voxel_ml <= LARGEST_BRAIN_ML and _apart(best, tissue, spacing):
-            break
+    best, _ = _searched(volume, spacing)
     if best is None:
         raise IntensityError(
             "expected a brain set apart from the skull by a dark gap, found none; strip the scan first"
         )
     return _plausible(best, voxel_ml)
+
+
+def _searched(volume: Volume, spacing: Sequence[float]) -> tuple[Mask | None, bool]:
+    """What is thick and, once bridges are cut, alone; and whether a dark gap is around it, or it is the last guess."""
+    voxel_ml = float(np.prod(spacing)) / 1000
+    smooth = gaussian_filter(volume.clip(0), [0.7 / s for s in spacing])
+    tissue = smooth > _DARK * _usual(smooth)
+    deep = np.asarray(distance_transform_edt(tissue, spacing), dtype=np.float32)
+    steps = np.maximum(1, np.round(4.0 / np.asarray(spacing))).astype(int)
+    best = None
+    for bridge in _BRIDGES_MM:
+        core = _thickest(deep, bridge)
+        if core is None:
+            continue
+        grown = np.asarray(distance_transform_edt(~core, spacing) <= bridge + 0.5) & tissue
+        best = np.asarray(binary_fill_holes(_closed(grown, steps)), dtype=np.bool_)
+        if best.sum() * voxel_ml <= LARGEST_BRAIN_ML and _apart(best, tissue, spacing):
+            return best, True
+    return best, False
+
+
+def _in_a_head(volume: Volume, filled: Mask, spacing: Sequence[float]) -> bool:
+    """Says whether what is empty around it is a head whose air was set to 0: then its surface is not its brain's."""
+    every = tuple(slice(None, None, max(1, round(_COARSE_MM / step))) for step in spacing)
+    coarse = [step * (part.step or 1) for step, part in zip(spacing, every, strict=True)]
+    inner, apart = _searched(volume[every], coarse)
+    if inner is None or not apart:
+        return False
+    whole = filled[every]
+    depth = distance_transform_edt(np.pad(whole, ((1, 1), (1, 1), (0, 0))), coarse)[1:-1, 1:-1]  # slabs have no ends
+    surface = whole & (depth <= _SURFACE_MM)
+    return bool((inner & surface).sum() < _OF_THE_SURFACE * surface.sum())
 
 
 def _bare_brain(volume: Volume, voxel_ml: float) -> Mask | None:
@@ -149,6 +170,11 @@ class FindBraind(MapTransform):  # type: ignore[misc]
             affine = np.asarray(image.affine) if isinstance(image, MetaTensor) else np.eye(4)
             volume = np.asarray(image[0].cpu().numpy(), dtype=np.float32)
             brain = find_brain(volume, [float(s) for s in spacing_mm(affine)])
+            if (volume[brain] < 0).mean() > _FEW_NEGATIVE:
+                raise IntensityError(
+                    f"expected magnitudes, 0 or more, got {(volume[brain] < 0).mean():.0%} of the brain below 0; "
+                    "undo what centred them (z-scores)"
+                )
             if self.shape and (volume[~brain] > 0).any():
                 brain = within_shape(brain, affine, read_shape(self.shape))
             mask = torch.from_numpy(brain)[None].to(image.device)

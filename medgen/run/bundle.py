@@ -34,7 +34,7 @@ NEAREST_LABELS_FLAG = "nearest-labels"
 # What of an inferer changes the result, and so belongs to a case's provenance, where the inferer has it.
 _SETTINGS_OF_INFERER = ("roi_size", "adapt", "overlap", "mode", "precision", "padding", "padding_mode", "sigma_scale")
 # Ids of a scoring bundle's config that change a score; a healthy reference is of one choice of them.
-_SETTINGS_OF_SCORES = ("contrast", "evidence", "evidence_smoothing", "erode_mm")
+_SETTINGS_OF_SCORES = ("contrast", "evidence", "evidence_smoothing", "erode_mm", "brain_shape")
 _code_folder: list[str] = []  # the one bundle folder with `scripts/` that is on sys.path now
 
 
@@ -153,9 +153,10 @@ def open_bundle(
         weights_sha256=sha256,
         settings={
             "config_sha256": file_sha256(config),
-            **_settings(inferer),
+            **_settings(getattr(inferer, "windows", inferer)),
             **({"set": list(changes)} if changes else {}),
             **({"reference_sha256": healthy.sha256} if healthy else {}),
+            **_aids(parser, entry),
         },
         amp="evaluator::amp" in parser and bool(_part(parser, "evaluator::amp", entry)),
         input_check=_part(parser, "input_check", entry) if "input_check" in parser else None,
@@ -217,9 +218,20 @@ def _scoring(parser: ConfigParser) -> dict[str, str]:
     if "reference" not in parser:
         return {}
     settings = {name: parser.get_parsed_content(name) for name in _SETTINGS_OF_SCORES if name in parser}
+    if "brain_shape" in settings:  # by content: the same file lies elsewhere on another machine
+        shape = Path(str(settings["brain_shape"]))
+        settings["brain_shape"] = file_sha256(shape)[:12] if shape.is_file() else "none"
     plain = {n: f"{v:g}" if isinstance(v, int | float) else str(v) for n, v in settings.items() if n != "contrast"}
     score = " ".join(f"{name}={value}" for name, value in plain.items())
     return {"score": score, "contrast": str(settings.get("contrast", ""))}
+
+
+def _aids(parser: ConfigParser, entry: BundleFolder) -> dict[str, str]:
+    """SHA-256 of the small files beside the weights that a result rests on: what inputs are like, where brains are."""
+    files = [*(entry.folder / "models").glob("input_reference*.json")]
+    if shape := str(parser.get_parsed_content("brain_shape") if "brain_shape" in parser else ""):
+        files.append(Path(shape))
+    return {f"{file.name}_sha256": file_sha256(file) for file in sorted(files) if file.is_file()}
 
 
 def _make_scripts_importable(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Fits the healthy reference of a scoring bundle, and tests what it promises: p-values that are uniform on health."""
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,16 +16,18 @@ from monai.transforms import Compose, ConcatItemsd, LoadImaged, Orientationd, Sp
 from scipy.ndimage import distance_transform_edt
 from scipy.stats import binom, kstest
 
-from medgen.case import Case
+from medgen.case import Case, RegionScore
 from medgen.errors import BundleError, InputError, IntensityError, MedgenError, NoInputError
 from medgen.geometry import spacing_mm
 from medgen.infer.reference import FOREIGN, Healthy, HealthyReference
 from medgen.infer.regions import EVIDENCE_KEY, REGIONS_KEY, SCAN_KEY, ScoreRegionsd, score_regions
+from medgen.prepare.brain import FOUND_FLAG
 from medgen.prepare.degrade import RandWindowd
 from medgen.prepare.draws import FixedDraws
 from medgen.prepare.lesion import RandBrainMrd
+from medgen.provenance import file_sha256
 from medgen.read.manifest import datalist_from_manifest, find_data_root, find_manifest
-from medgen.read.reader import VolumeReader, read_image
+from medgen.read.reader import VolumeReader, flags_of, read_image
 from medgen.run import predict
 from medgen.run.bundle import OpenBundle
 from medgen.run.job import one_case
@@ -122,17 +125,22 @@ def fit_reference(
         raise NoInputError(f"expected controls to calibrate on, got {', '.join(strangers) or 'none'} without a scan")
     own = {name: value.clone() for name, value in bundle.network.state_dict().items()}
     patients: dict[str, list[float]] = {}
-    sides: list[float] = []
+    seen_by: dict[str, str] = {}
+    sides: list[list[float]] = []
+    heads = False
     total = len(controls) + len(simulated)
     for number, control in enumerate(controls):
         listen(control.scan.name, number, total)
         bundle.network.load_state_dict(own)
         if control.patient in (unseen or {}):
             load_weights(bundle.network, (unseen or {})[control.patient]).eval()
+            seen_by[control.patient] = file_sha256((unseen or {})[control.patient])
         with _costing_itself(control.scan.name, leave_out):
             image = read_image(control.scan)
-            patients.setdefault(control.patient, []).extend(healthy_regions(bundle, control, image))
-            sides += spacing_mm(np.asarray(image.affine)).tolist()
+            scores, found = healthy_regions(bundle, control, image)
+            patients.setdefault(control.patient, []).extend(scores)
+            sides.append(sorted(spacing_mm(np.asarray(image.affine)).tolist()))
+            heads = heads or found
     bundle.network.load_state_dict(own)
     if not any(patients.values()):
         raise NoInputError(
@@ -147,8 +155,13 @@ def fit_reference(
         weights_sha256=bundle.weights_sha256,
         score=bundle.scoring["score"],
         contrast=bundle.scoring["contrast"],
-        spacing_mm=(round(min(sides), 4), round(max(sides), 4)),
-        patients=tuple(Healthy(name, tuple(scores)) for name, scores in patients.items()),
+        finest_mm=_span([shortest for shortest, *_ in sides]),
+        coarsest_mm=_span([longest for *_, longest in sides]),
+        heads=heads,
+        patients=tuple(
+            Healthy(name, tuple(scores), None, seen_by.get(name, bundle.weights_sha256))
+            for name, scores in patients.items()
+        ),
         simulated=tuple(people),
     )
 
@@ -182,8 +195,12 @@ def controls_of(manifest: Path, split: str = "train", data_root: Path | None = N
     ]
 
 
-def healthy_regions(bundle: OpenBundle, control: Control, image: MetaTensor) -> list[float]:
-    """Returns the scores of a scan's regions without what lies in or near its lesions.
+def _span(values: Sequence[float]) -> tuple[float, float]:
+    return round(min(values), 4), round(max(values), 4)
+
+
+def healthy_regions(bundle: OpenBundle, control: Control, image: MetaTensor) -> tuple[list[float], bool]:
+    """Returns the scores of a scan's regions without what lies in or near its lesions, and whether it was a whole head.
 
     Raises:
         MedgenError: the scan cannot be used, is not what the bundle takes, or the bundle does not score.
@@ -202,7 +219,14 @@ def healthy_regions(bundle: OpenBundle, control: Control, image: MetaTensor) -> 
         lesion = on_grid_of(heat, read_image(control.lesions)) > 0.5
         if lesion.any():
             seen = inside & (distance_transform_edt(~lesion, spacing_mm(affine)) > LESION_MARGIN_MM)
-    return [region.score for region in score_regions(evidence, inside, affine, seen=seen)]
+    scores = _known(score_regions(evidence, inside, affine, seen=seen))
+    if not scores:
+        raise IntensityError(f"{control.scan.name}: expected regions of which half is healthy, got none or too few")
+    return scores, FOUND_FLAG in flags_of(item["brain"])
+
+
+def _known(regions: Sequence[RegionScore]) -> list[float]:
+    return [region.evidence for region in regions if not math.isnan(region.evidence)]
 
 
 def scored(bundle: OpenBundle, case: Case, image: MetaTensor) -> dict[Any, Any]:
@@ -283,7 +307,7 @@ def score_simulated(bundle: OpenBundle, image: MetaTensor, number: int) -> Healt
     name = f"simulated-{number}"
     case = Case(name, "nifti", (Path(name),), PurePosixPath(name), PurePosixPath(name), ".nii.gz")
     item = scored(bundle, case, image)
-    return Healthy(name, tuple(region.evidence for region in item[REGIONS_KEY]), float(item[SCAN_KEY]))
+    return Healthy(name, tuple(_known(item[REGIONS_KEY])), float(item[SCAN_KEY]), bundle.weights_sha256)
 
 
 def uniformities(reference: HealthyReference) -> list[Uniformity]:

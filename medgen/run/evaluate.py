@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 Volume = npt.NDArray[np.float32]
 REGRIDDED_FLAG = "truth-regridded"
 _MOST = 100.0  # identical images have an infinite PSNR, which no mean survives
-_NOT_FOR = "Synthetic images for research. Not for diagnosis, not a medical device."
+_NOT_FOR = "For research. Not for diagnosis, not a medical device."
 
 
 @dataclass(frozen=True)

@@ -219,7 +219,8 @@ def evaluate_job(  # noqa: PLR0913 - one parameter an option
 
     listen(Event("begin", len(pairs), 0))
     told = opened.metadata.fields
-    thresholds = told.get("operating_threshold", {})
+    changed = any(change.partition("=")[0] not in {"contrast", "reference.path"} for change in changes)
+    thresholds = {} if changed else told.get("operating_threshold", {})  # it is of the bundle's own score
     protocol = find_protocol(str(told.get("evaluation", "synthesis")), thresholds.get(opened.scoring.get("contrast")))
     evaluation = evaluate(pairs, predicted, output, protocol)
     listen(Event("end", len(pairs), len(pairs)))

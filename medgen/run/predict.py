@@ -21,7 +21,7 @@ from medgen.errors import BundleError, DeviceError, GeometryError, IntensityErro
 from medgen.geometry import Grid
 from medgen.infer.latent import LatentScorer
 from medgen.infer.memory import kept_memory
-from medgen.infer.reference import OUTSIDE_FLAG
+from medgen.infer.reference import FOREIGN, OUTSIDE_FLAG
 from medgen.infer.regions import REGIONS_KEY, SCAN_KEY
 from medgen.infer.windows import WindowInferer
 from medgen.read.reader import flags_of
@@ -170,7 +170,7 @@ def finish(bundle: OpenBundle, predicted: Predicted) -> Result:
     if bundle.reference is not None:
         flags += bundle.reference.flags_of(_grid_of(prepared.image).spacing_mm)
     findings = _findings(bundle, item, flags)
-    if findings is not None and findings.score is None and bundle.reference is not None:
+    if findings is not None and findings.score is None:
         flags = (*flags, OUTSIDE_FLAG)
     return Result(
         case=prepared.case,
@@ -191,7 +191,8 @@ def _findings(bundle: OpenBundle, item: Mapping[Any, Any], flags: Sequence[str])
         return None
     regions, scan = item[REGIONS_KEY], float(item[SCAN_KEY])
     if bundle.reference is None:
-        return Findings(scan, tuple(regions), None, "none: there is no healthy reference of these settings")
+        known = None if FOREIGN & set(flags) else scan
+        return Findings(known, tuple(regions), None, "none: there is no healthy reference of these settings")
     return bundle.reference.judge(regions, scan, flags)
 
 

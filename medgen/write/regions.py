@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from pathlib import Path
 
 from medgen.case import Findings
@@ -13,7 +14,8 @@ COLUMNS = ("region", "score", "evidence", "p", "volume_ml", "peak_r_mm", "peak_a
 def write_regions(findings: Findings, path: Path) -> None:
     """Writes a row for the scan and one for each region, the most abnormal first; p is empty where there is none.
 
-    `score` is of the map, and ranks regions within the scan; `evidence` is comparable between scans, and p rests on it.
+    `score` is of the map, and ranks regions within the scan; `evidence` is in deviations
+    above the scan's median region, and p rests on it.
     The scan's p is against simulated scans, a region's against healthy tissue; `reference` says which.
     Peaks are RAS+ [mm] as the input's header states its space.
 
@@ -33,4 +35,4 @@ def write_regions(findings: Findings, path: Path) -> None:
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"
+    return "" if value is None or math.isnan(value) else f"{value:.4g}"

@@ -19,6 +19,8 @@ REFERENCE = HealthyReference(
     "score=residual-signed smoothing=1.0",
     "FLAIR",
     (1.0, 1.0),
+    (1.0, 1.0),
+    False,
     tuple(Healthy(f"p{n}", tuple(RNG.normal(size=40).tolist())) for n in range(5)),
     tuple(Healthy(f"simulated-{n}", tuple(RNG.normal(size=40).tolist()), float(RNG.normal())) for n in range(24)),
 )
@@ -65,6 +67,27 @@ def test_a_scan_outside_of_the_reference_is_not_scored_as_sick(flag: str) -> Non
     assert [region.p for region in findings.regions] == [None, None]
     assert flag in findings.reference
     assert REFERENCE.judge(REGIONS, 9.0, ["regridded"]).score == 9.0
+
+
+def test_a_scan_prepared_in_another_way_or_of_other_voxels_is_not_compared() -> None:
+    assert REFERENCE.judge(REGIONS, 9.0, ["brain-found"]).score is None
+    assert dataclasses.replace(REFERENCE, heads=True).judge(REGIONS, 9.0, ["brain-found"]).score == 9.0
+    thick = dataclasses.replace(REFERENCE, finest_mm=(0.4, 0.5), coarsest_mm=(4.0, 6.0))
+    assert REFERENCE.flags_of((1.0, 1.0, 1.2)) == ()
+    assert thick.flags_of((0.45, 0.45, 5.0)) == ()
+    assert thick.flags_of((1.0, 1.0, 1.0)) == REFERENCE.flags_of((0.45, 0.45, 5.0)) == ("reference-resolution",)
+    assert thick.judge(REGIONS, 9.0).p_simulated is None  # simulated scans are of 1 mm
+
+
+def test_a_scan_with_too_few_regions_has_no_p() -> None:
+    few = [dataclasses.replace(region, evidence=float("nan")) for region in REGIONS]
+    assert [region.p for region in REFERENCE.judge(few, 0.0).regions] == [None, None]
+
+
+def test_it_says_whether_its_patients_had_been_seen() -> None:
+    assert "5 of them scored by these very weights" in REFERENCE.describe()
+    strangers = tuple(dataclasses.replace(one, weights_sha256="b" * 64) for one in REFERENCE.patients)
+    assert "had not seen them" in dataclasses.replace(REFERENCE, patients=strangers).describe()
 
 
 def test_written_and_read_it_is_the_same(tmp_path: Path) -> None:

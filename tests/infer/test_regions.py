@@ -10,6 +10,7 @@ from medgen.infer.regions import (
     REGIONS_KEY,
     SCAN_KEY,
     ScoreRegionsd,
+    among_themselves,
     in_own_spreads,
     region_labels,
     score_regions,
@@ -119,6 +120,18 @@ def test_the_transform_ranks_by_the_first_channel_and_keeps_it_and_the_last_is_e
     own = in_own_spreads(both[1], BRAIN)
     assert torch.equal(made["pred"].as_tensor()[0], torch.from_numpy(both[0]))
     assert made[REGIONS_KEY] == score_regions(both[0], BRAIN, np.eye(4), own)
-    by_name = {region.name: region.score for region in score_regions(own, BRAIN, np.eye(4))}
+    by_name = {region.name: region.evidence for region in score_regions(own, BRAIN, np.eye(4))}
     assert {region.name: region.evidence for region in made[REGIONS_KEY]} == by_name
     assert made[SCAN_KEY] == score_scan(in_own_spreads(both[1], BRAIN), BRAIN)
+
+
+def test_regions_are_compared_with_the_others_of_their_scan_first() -> None:
+    scores = np.random.default_rng(0).normal(5, 2, 40)
+    among = np.array(among_themselves(scores.tolist()))
+    assert np.median(among) == pytest.approx(0)
+    assert np.median(np.abs(among)) == pytest.approx(1)
+    np.testing.assert_allclose(among_themselves((3 * scores + 7).tolist()), among)
+    sick = np.where(np.arange(40) < 3, 99.0, scores)
+    assert min(among_themselves(sick.tolist())[:3]) > 20
+    assert np.isnan(among_themselves([1.0] * 9)).all()
+    assert among_themselves([1.0] * 12) == [0.0] * 12

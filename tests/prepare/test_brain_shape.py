@@ -7,9 +7,10 @@ import pytest
 import SimpleITK as sitk  # noqa: N813  # the name that SimpleITK's own documentation uses
 import torch
 from monai.data import MetaTensor
+from scipy.ndimage import distance_transform_edt
 
-from medgen.errors import BundleError
-from medgen.prepare.brain import FindBraind
+from medgen.errors import BundleError, IntensityError
+from medgen.prepare.brain import FindBraind, find_brain
 from medgen.prepare.brain_shape import read_shape, within_shape
 from medgen.prepare.pairing import to_sitk
 
@@ -76,3 +77,26 @@ def test_a_stripped_image_is_not_confined_and_a_head_is(tmp_path: Path) -> None:
 def test_a_missing_average_is_named(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="expected an average brain at"):
         read_shape(str(tmp_path / "none.nii.gz"))
+
+
+def test_a_head_whose_air_is_zero_is_not_taken_for_a_brain() -> None:
+    brain = brain_of(size=0.8)
+    away = distance_transform_edt(~brain, 2.0)
+    shell = (away > 8) & (away < 16)
+    head = np.where(brain, 100.0, np.where(shell, 90.0, np.where(away <= 8, 5.0, 0.0))).astype(np.float32)
+    found = find_brain(head[:, :, 20:70], (2.0, 2.0, 2.0))  # a slab: no larger than a brain
+    assert dice(found, brain[:, :, 20:70]) > 0.9
+    assert not found[shell[:, :, 20:70]].any()
+
+
+def test_what_is_centred_on_zero_is_refused() -> None:
+    brain = brain_of()
+    scores = np.where(brain, np.random.default_rng(0).normal(size=brain.shape), 0).astype(np.float32)
+    with pytest.raises(IntensityError, match="expected magnitudes"):
+        FindBraind("image")({"image": MetaTensor(torch.from_numpy(scores)[None], affine=torch.from_numpy(AFFINE))})
+
+
+def test_where_nothing_is_thick_no_brain_is_found() -> None:
+    noise = np.random.default_rng(0).random((60, 60, 60), dtype=np.float32) ** 8
+    with pytest.raises(IntensityError, match="expected a brain"):
+        find_brain(noise, (1.0, 1.0, 1.0))
