@@ -19,7 +19,7 @@ _LEAST_OVERLAP = 0.75  # Dice of fit and mask: below it, the mask is no brain of
 _THREAD_MM = 2.0  # half the thickness of what hangs on to a brain and is none of it
 
 
-def within_shape(brain: Mask, affine: npt.ArrayLike, shape: sitk.Image, margin_mm: float = 8.0) -> Mask:
+def within_shape(brain: Mask, affine: npt.ArrayLike, shape: sitk.Image, margin_mm: float = 5.0) -> Mask:
     """Returns what of a mask lies within the average brain or near to it, in one piece.
 
     The average is fitted by an affine motion, mask to mask, and fitted again to what lay near it: what hangs on to a
