@@ -193,7 +193,12 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter an option: a command line is 
 @app.command()
 def evaluate(  # noqa: PLR0913, PLR0917 - one parameter an option
     bundle: Bundle,
-    data: Annotated[Path, typer.Option(metavar="MANIFEST", help="Data manifest with inputs and true outputs.")],
+    data: Annotated[
+        Path,
+        typer.Option(
+            metavar="MANIFEST", help="Data manifest with inputs and true outputs, a path or a name that medgen knows."
+        ),
+    ],
     output: Output,
     split: Annotated[str, typer.Option(help="`train`, `validation` or `test`.")] = "test",
     data_root: Annotated[
@@ -205,12 +210,13 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter an option
     as_json: Json = False,
 ) -> None:
     """Run a bundle on scans whose true output is known: metrics.csv, a summary with intervals, and pictures."""
+    from medgen.read.manifest import find_manifest
     from medgen.run.job import evaluate_job
 
     with errors(), Progress() as progress:
         evaluation = evaluate_job(
             bundle,
-            data,
+            find_manifest(data),
             output,
             split=split,
             data_root=data_root,
