@@ -11,7 +11,7 @@ import numpy.typing as npt
 from medgen.geometry import Grid
 from medgen.provenance import Provenance
 
-Kind = Literal["nifti", "dicom"]
+Kind = Literal["nifti", "dicom", "picture"]
 
 
 @dataclass(frozen=True)
@@ -19,14 +19,16 @@ class Case:
     """One volume to work on, found but not yet read.
 
     Attributes:
-        name: what records, logs and file names call it. For NIfTI its path relative to the input (or a hash of that
-            path); for DICOM always `dicom-` and a salted hash of its SeriesInstanceUID. Unique within a run.
-        kind: the format it came in.
-        files: the files that make it up, absolute; for DICOM in order along the slice normal (one file if multi-frame).
+        name: what records, logs and file names call it. For NIfTI and pictures the path relative to the input (or a
+            hash of that path); for DICOM always `dicom-` and a salted hash of its SeriesInstanceUID. Unique within a
+            run.
+        kind: the format it came in; `"picture"` is a B-scan, or a stack of them, as JPEG, PNG or TIFF.
+        files: the files that make it up, absolute; for DICOM in order along the slice normal (one file if multi-frame),
+            for pictures in the order of the B-scans.
         stem: where its results go relative to the output folder, without extension; mirrors the input.
         relative: its path relative to the input. It may hold a patient's name: keep it out of records, logs and file
             names.
-        extension: of the input file, `".nii"`, `".nii.gz"` or `".dcm"`.
+        extension: of the input file, `".nii"`, `".nii.gz"`, `".dcm"` or a picture's.
         modality: DICOM modality where the file says it, else "".
         study: its StudyInstanceUID where there is one, to choose among the series of a study; keep it out of records.
         volume: which one, when one multi-frame file holds several volumes, else "".
@@ -34,6 +36,8 @@ class Case:
         grid: its lattice where the headers give it.
         excluded: the rule that leaves it out ("localizer"), else "". Recorded as `skipped`.
         refused: why it cannot be used, known from the headers alone, else "". Recorded as `failed` at stage `read`.
+        spacing_um: of a picture's pixels, where a manifest states it: lateral, axial and, if stated too, between
+            B-scans `[um]`; empty where nothing does.
         flags: what a reader should know, such as `"irregular-spacing"`.
     """
 
@@ -50,6 +54,7 @@ class Case:
     grid: Grid | None = None
     excluded: str = ""
     refused: str = ""
+    spacing_um: tuple[float, ...] = ()
     flags: tuple[str, ...] = ()
 
 
@@ -59,7 +64,7 @@ class OutputKind:
 
     Attributes:
         suffix: BIDS suffix of the result, such as `"T2w"`, `"CT"`.
-        modality: DICOM modality of the result, `"MR"` or `"CT"`.
+        modality: DICOM modality of the result, `"MR"`, `"CT"` or `"OPT"`.
         description: one line for a series description and a caption, such as `"Synthetic T2-weighted"`.
         unit: `"HU"`, `"label"`, `"score"` (a map of scores) or `"arbitrary"`.
         process: one word for what it is: `"synthetic"`, or what was done to a scan that stays one, such as
@@ -107,13 +112,13 @@ class Findings:
     Attributes:
         score: of the whole scan, larger is less normal; None where it would mean nothing.
         regions: the most abnormal first.
-        p_simulated: the share of simulated healthy scans that score as much or more; None without a reference.
+        p_scan: the share of healthy scans of the reference that score as much or more; None without one.
         reference: in words, what the p-values rest on, or why there are none.
     """
 
     score: float | None
     regions: tuple[RegionScore, ...]
-    p_simulated: float | None = None
+    p_scan: float | None = None
     reference: str = ""
 
 

@@ -141,7 +141,7 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter an option: a command line is 
     preview: Annotated[bool, typer.Option("--preview/--no-preview", help="A picture beside every result.")] = True,
     allow_irregular: AllowIrregular = False,
     hash_paths: Annotated[
-        bool, typer.Option("--hash-paths", help="Hash the names of NIfTI files too, not only DICOM's.")
+        bool, typer.Option("--hash-paths", help="Hash the names of NIfTI files and pictures too, not only DICOM's.")
     ] = False,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first case that fails.")] = False,
     changes: Changes = None,
@@ -200,7 +200,9 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter an option
         ),
     ],
     output: Output,
-    split: Annotated[str, typer.Option(help="`train`, `validation` or `test`.")] = "test",
+    split: Annotated[
+        str, typer.Option(help="`train`, `validation` or `test`; `all` where scans have classes.")
+    ] = "test",
     data_root: Annotated[
         Path | None, typer.Option(help="Where the manifest's paths begin; default $MEDGEN_DATA.")
     ] = None,
@@ -209,12 +211,12 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter an option
     trust: Trust = False,
     as_json: Json = False,
 ) -> None:
-    """Run a bundle on scans whose true output is known: metrics.csv, a summary with intervals, and pictures."""
+    """Run a bundle on scans whose true output, or class, is known: metrics.csv, a summary with intervals, pictures."""
     from medgen.read.manifest import find_manifest
-    from medgen.run.job import evaluate_job
+    from medgen.run.judge import judge
 
     with errors(), Progress() as progress:
-        evaluation = evaluate_job(
+        evaluation = judge(
             bundle,
             find_manifest(data),
             output,

@@ -26,7 +26,9 @@ def calibrate(  # noqa: PLR0913, PLR0917 - one parameter an option
     ] = None,
     unseen: Annotated[
         list[str] | None,
-        typer.Option(metavar="PATIENT=FILE", help="Weights of a model not trained on this patient; repeatable."),
+        typer.Option(
+            metavar="PATIENT[,PATIENT]=FILE", help="Weights of a model not trained on these patients; repeatable."
+        ),
     ] = None,
     device: Device = "auto",
     changes: Changes = None,
@@ -36,9 +38,11 @@ def calibrate(  # noqa: PLR0913, PLR0917 - one parameter an option
 
     `medgen run BUNDLE --set reference.path=FILE` then uses it: a reference of your own scanner and controls.
     """
+    from medgen.infer.reference import HealthyReference
     from medgen.read.manifest import find_manifest
     from medgen.run.bundle import open_bundle
     from medgen.run.calibrate import SimulatedScans, controls_of, fit_reference, save, table, uniformities
+    from medgen.run.calibrate_scans import fit_normal_scans, scores_bscans
 
     missing = []
 
@@ -48,14 +52,23 @@ def calibrate(  # noqa: PLR0913, PLR0917 - one parameter an option
 
     with errors():
         opened = open_bundle(bundle, trust=trust, device=device, changes=changes or (), reference=False)
-        reference = fit_reference(
-            opened,
-            [control for manifest in data for control in controls_of(find_manifest(manifest), split, data_root)],
-            unseen=_unseen(unseen or ()),
-            simulated=SimulatedScans(simulated, opened.scoring.get("contrast", ""), tissue_root or data_root),
-            listen=lambda what, number, total: say(f"{number + 1} of {total}: {what}"),
-            leave_out=left_out,
-        )
+        modality = opened.metadata.modality_in
+        controls = [
+            control for manifest in data for control in controls_of(find_manifest(manifest), split, data_root, modality)
+        ]
+        weights = _unseen(unseen or ())
+
+        def listen(what: str, number: int, total: int) -> None:
+            say(f"{number + 1} of {total}: {what}")
+
+        reference: HealthyReference
+        if scores_bscans(opened):
+            reference = fit_normal_scans(opened, controls, unseen=weights, listen=listen, leave_out=left_out)
+        else:
+            people = SimulatedScans(simulated, opened.scoring.get("contrast", ""), tissue_root or data_root)
+            reference = fit_reference(
+                opened, controls, unseen=weights, simulated=people, listen=listen, leave_out=left_out
+            )
         save(reference, output)
     say(reference.describe())
     say(table(uniformities(reference)))
@@ -65,10 +78,10 @@ def calibrate(  # noqa: PLR0913, PLR0917 - one parameter an option
 
 
 def _unseen(pairs: Sequence[str]) -> dict[str, Path]:
-    weights = {}
+    weights: dict[str, Path] = {}
     for pair in pairs:
-        patient, _, file = pair.partition("=")
+        patients, _, file = pair.partition("=")
         if not Path(file).is_file():
             raise typer.BadParameter(f"expected PATIENT=FILE with a file of weights, got {pair!r}")
-        weights[patient] = Path(file)
+        weights |= dict.fromkeys(patients.split(","), Path(file))
     return weights

@@ -1,24 +1,28 @@
-"""An input becomes cases: every NIfTI file and every DICOM volume below it, each with a name that gives nobody away."""
+"""An input becomes cases: every NIfTI file and every DICOM volume below it, each with a name that gives nobody away.
+
+For a bundle of B-scans of eyes they are every picture and every DICOM image of an eye; what else lies there is refused.
+"""
 
 import hashlib
 import hmac
-import itertools
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from medgen.case import Case
 from medgen.errors import InputError, NoInputError, UnreadableError
-from medgen.provenance import files_sha256
+from medgen.provenance import file_sha256, files_sha256
+from medgen.read.bscan_cases import eye_cases, picture_case, refuse_others
 from medgen.read.files import Found, find_files
 from medgen.read.headers import Plane
 from medgen.read.lattice import build_lattice, irregularity
 from medgen.read.nifti import NIFTI_EXTENSIONS, check_header
+from medgen.read.ophthalmic import EYE_MODALITIES
 from medgen.read.planes import read_planes
+from medgen.read.scan import scan
 from medgen.read.stacks import Stack, build_stacks
 from medgen.read.volume import VOLUME_MARK
 
@@ -26,15 +30,15 @@ _log = logging.getLogger(__name__)
 
 _HASH_DIGITS = 12
 _TAIL_DIGITS = 6
-# Threads hide the latency of a network disk; batches keep them from passing the interpreter to and fro for each file.
-_SCAN_THREADS = 4
-_SCAN_BATCH = 32
 _FOREIGN = "not a format that medgen reads (NIfTI or DICOM)"
+_FOREIGN_TO_EYES = "not a format of B-scans (JPEG, PNG, TIFF or DICOM)"
 
 Hash = Callable[[str], str]
 
 
-def find_cases(source: Path, *, salt: bytes, hash_paths: bool = False, allow_irregular: bool = False) -> list[Case]:
+def find_cases(
+    source: Path, *, salt: bytes, hash_paths: bool = False, allow_irregular: bool = False, modality: str = ""
+) -> list[Case]:
     """Finds the cases in an input, reading headers only.
 
     Nothing is dropped silently: what a rule leaves out is a case with `excluded`, what cannot be used one with
@@ -48,6 +52,9 @@ def find_cases(source: Path, *, salt: bytes, hash_paths: bool = False, allow_irr
         hash_paths: call NIfTI files by a hash, too.
         allow_irregular: describe irregular DICOM stacks by the grid that they will be resampled to, instead of refusing
             them.
+        modality: of what is looked for, as a bundle's metadata declare it. `"OPT"` or `"OP"`: every picture (JPEG, PNG,
+            TIFF) and DICOM image of an eye is a case, what else holds a volume is refused. Any other makes no
+            difference: pictures and images of eyes are then left out.
 
     Returns:
         cases in a stable order; names and stems are unique.
@@ -56,7 +63,8 @@ def find_cases(source: Path, *, salt: bytes, hash_paths: bool = False, allow_irr
         NoInputError: `source` does not exist, or a list cannot be used.
         ManifestError: a manifest is not valid.
     """
-    found = find_files(Path(source))
+    eyes = modality in EYE_MODALITIES
+    found = find_files(Path(source), pictures=eyes)
 
     def digest(text: str) -> str:
         return hmac.new(salt, text.encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()[:_HASH_DIGITS]
@@ -64,9 +72,14 @@ def find_cases(source: Path, *, salt: bytes, hash_paths: bool = False, allow_irr
     nifti = [_nifti_case(p, _relative(p, found), allow_irregular) for p in found.nifti]
     if hash_paths:
         nifti = [_renamed(c, f"nifti-{digest(str(c.relative))}") for c in nifti]
-    return _told_apart(
-        [*nifti, *_dicom_cases(found, digest, allow_irregular), *_other_cases(found, digest, hash_paths)]
-    )
+    dicom, others = _dicom_cases(found, digest, allow_irregular, eyes=eyes), _other_cases(found, digest, hash_paths)
+    if not eyes:
+        return _told_apart([*nifti, *dicom, *others])
+    pictures = scan(found.pictures, lambda image: picture_case(image, _relative(image.paths[0], found)))
+    if hash_paths:
+        pictures = [_renamed(c, f"picture-{digest(str(c.relative))}") for c in pictures]
+    others = [replace(c, excluded=_FOREIGN_TO_EYES) if c.excluded else c for c in others]
+    return _told_apart([*pictures, *map(refuse_others, nifti), *dicom, *others])
 
 
 def require_cases(dataset: Any) -> None:  # noqa: ANN401 - any sized thing: a list of cases, a MONAI dataset
@@ -76,15 +89,19 @@ def require_cases(dataset: Any) -> None:  # noqa: ANN401 - any sized thing: a li
         NoInputError: `dataset` is empty.
     """
     if len(dataset) == 0:
-        raise NoInputError("expected NIfTI files or DICOM series as input, found none; check the path")
+        raise NoInputError("expected images as input (NIfTI, DICOM; of eyes also pictures), found none; check the path")
 
 
-def datalist(dataset_dir: str) -> list[dict[str, Any]]:
+def datalist(dataset_dir: str, modality: str = "") -> list[dict[str, Any]]:
     """Lists the cases below a folder for a bundle's `dataset`.
 
     Localizers and the like are left out, and logged; what is refused is listed, so that reading it raises the reason.
     A missing or empty folder gives an empty list, because MONAI builds the dataset of a bundle whose data are
     elsewhere; `require_cases` is for when the work starts.
+
+    Args:
+        dataset_dir: the folder.
+        modality: see `find_cases`; with `"OPT"` the items are for `BScanReader`.
 
     Returns:
         items with `image` (a path, or the paths of a series, for `VolumeReader`) and `stem` (`Case.stem` as text; for a
@@ -93,7 +110,7 @@ def datalist(dataset_dir: str) -> list[dict[str, Any]]:
     if not dataset_dir or not Path(dataset_dir).is_dir():
         return []
     items: list[dict[str, Any]] = []
-    for case in find_cases(Path(dataset_dir), salt=b""):
+    for case in find_cases(Path(dataset_dir), salt=b"", modality=modality):
         if case.excluded:
             _log.info("%s is left out: %s", case.name, case.excluded)
             continue
@@ -103,16 +120,18 @@ def datalist(dataset_dir: str) -> list[dict[str, Any]]:
 
 
 def input_sha256(case: Case) -> str:
-    """Returns the hash of a case's content: its files, and which volume in them.
+    """Returns the hash of a case's content: its files, which volume in them, and of B-scans their order and spacing.
 
     Raises:
         UnreadableError: a file cannot be read.
     """
+    several = case.kind == "picture" and len(case.files) > 1
     try:
-        content = files_sha256(case.files)
+        content = " ".join(map(file_sha256, case.files)) if several else files_sha256(case.files)
     except OSError as error:
         raise UnreadableError(f"cannot be read: {error.strerror}") from error
-    return hashlib.sha256(f"{content}{case.volume}".encode()).hexdigest() if case.volume else content
+    beside = f"{case.volume}{case.spacing_um or ''}"
+    return hashlib.sha256(f"{content}{beside}".encode()).hexdigest() if beside or several else content
 
 
 def _relative(path: Path, found: Found) -> PurePosixPath:
@@ -138,11 +157,23 @@ def _nifti_case(file: Path, relative: PurePosixPath, allow_irregular: bool) -> C
 
 def _renamed(case: Case, name: str) -> Case:
     """Hides a path: its hash becomes name and stem, and no message repeats the file's name."""
-    return replace(case, name=name, stem=PurePosixPath(name), refused=case.refused.replace(case.files[0].name, name))
+    refused = case.refused
+    for file in case.files:
+        refused = refused.replace(file.name, name)
+    return replace(case, name=name, stem=PurePosixPath(name), refused=refused)
 
 
-def _dicom_cases(found: Found, digest: Hash, allow_irregular: bool) -> list[Case]:
-    planes, broken = _scan(found.dicom)
+def _dicom_cases(found: Found, digest: Hash, allow_irregular: bool, *, eyes: bool) -> list[Case]:
+    planes, broken = _scan(found.dicom, eyes=eyes)
+    cases = _series_cases(
+        [p for p in planes if p.modality not in EYE_MODALITIES or not eyes], found, digest, allow_irregular
+    )
+    if eyes:
+        cases = [*eye_cases(planes, digest, lambda file: _relative(file, found)), *map(refuse_others, cases)]
+    return cases + [_broken_case(p, reason, f"dicom-{digest(str(_relative(p, found)))}", found) for p, reason in broken]
+
+
+def _series_cases(planes: Sequence[Plane], found: Found, digest: Hash, allow_irregular: bool) -> list[Case]:
     stacks = build_stacks(planes)
     studies: dict[str, set[str]] = {}
     for stack in stacks:
@@ -159,33 +190,26 @@ def _dicom_cases(found: Found, digest: Hash, allow_irregular: bool) -> list[Case
         ]
         name = f"dicom-{digest('|'.join(filter(None, parts)))}"
         cases.append(_dicom_case(stack, name, _relative(first.file, found), allow_irregular))
-    return cases + [_broken_case(p, reason, f"dicom-{digest(str(_relative(p, found)))}", found) for p, reason in broken]
+    return cases
 
 
-def _scan(files: Sequence[Path]) -> tuple[list[Plane], list[tuple[Path, str]]]:
+def _scan(files: Sequence[Path], *, eyes: bool) -> tuple[list[Plane], list[tuple[Path, str]]]:
     """Reads the headers of many files; those that cannot be read come back with the reason."""
 
-    def scan(some: Sequence[Path]) -> list[list[Plane] | str]:
-        return [_planes_or_reason(file) for file in some]
+    def look(file: Path) -> list[Plane] | str:
+        try:
+            return read_planes(file, eyes=eyes)
+        except UnreadableError as error:
+            return str(error)
 
     planes: list[Plane] = []
     broken: list[tuple[Path, str]] = []
-    batches = [files[i : i + _SCAN_BATCH] for i in range(0, len(files), _SCAN_BATCH)]
-    with ThreadPoolExecutor(_SCAN_THREADS) as pool:
-        results = itertools.chain.from_iterable(pool.map(scan, batches))
-        for file, result in zip(files, results, strict=True):
-            if isinstance(result, str):
-                broken.append((file, result.removeprefix(f"{file.name}: ")))
-            else:
-                planes += result
+    for file, result in zip(files, scan(files, look), strict=True):
+        if isinstance(result, str):
+            broken.append((file, result.removeprefix(f"{file.name}: ")))
+        else:
+            planes += result
     return planes, broken
-
-
-def _planes_or_reason(file: Path) -> list[Plane] | str:
-    try:
-        return read_planes(file)
-    except UnreadableError as error:
-        return str(error)
 
 
 def _dicom_case(stack: Stack, name: str, relative: PurePosixPath, allow_irregular: bool) -> Case:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from medgen.errors import NoInputError
 from medgen.read.headers import looks_like_dicom
-from medgen.read.manifest import image_paths
+from medgen.read.manifest import Listed, listed_images
 from medgen.read.nifti import NIFTI_EXTENSIONS
+from medgen.read.oct import is_picture
 
 _log = logging.getLogger(__name__)
 
@@ -31,20 +32,28 @@ class Found:
         nifti: paths with a NIfTI extension.
         dicom: paths that look like DICOM, or claim to be.
         broken: paths that cannot be looked at, with the reason.
+        pictures: B-scans as pictures, alone or as a volume; none unless they are asked for.
         foreign: paths that were named one by one and are no format that medgen reads.
         ignored: how many other files lie in the folders searched.
+        take_pictures: pictures are asked for.
     """
 
     base: Path
     nifti: list[Path] = field(default_factory=list)
     dicom: list[Path] = field(default_factory=list)
+    pictures: list[Listed] = field(default_factory=list)
     broken: list[tuple[Path, str]] = field(default_factory=list)
     foreign: list[Path] = field(default_factory=list)
     ignored: int = 0
+    take_pictures: bool = False
 
 
-def find_files(source: Path) -> Found:
+def find_files(source: Path, *, pictures: bool = False) -> Found:
     """Lists what `source` names, in a stable order.
+
+    Args:
+        source: a file, folder, list or manifest.
+        pictures: JPEG, PNG and TIFF files are images too; else they are files like any other.
 
     Raises:
         NoInputError: it does not exist, or a list names a path that does not.
@@ -54,31 +63,44 @@ def find_files(source: Path) -> Found:
     if not source.exists():
         raise NoInputError(f"expected a file or folder as input, got nothing at {source.name}")
     if source.is_dir():
-        found = Found(source)
+        found = Found(source, take_pictures=pictures)
         _search(source, found)
     else:
-        found = _from_file(source)
+        found = _from_file(source, pictures=pictures)
     if found.ignored:
-        _log.info("%d other files in the input are neither NIfTI nor DICOM, and are ignored", found.ignored)
+        formats = "neither pictures nor NIfTI nor DICOM" if pictures else "neither NIfTI nor DICOM"
+        _log.info("%d other files in the input are %s, and are ignored", found.ignored, formats)
     return found
 
 
-def _from_file(source: Path) -> Found:
+def _from_file(source: Path, *, pictures: bool) -> Found:
     name = source.name.lower()
     if not name.endswith((*_LIST_EXTENSIONS, ".json")):
-        found = Found(source.parent)
+        found = Found(source.parent, take_pictures=pictures)
         _sort_in(source, found, named=True)
         return found
-    base, paths = image_paths(source) if name.endswith(".json") else (source.parent, read_list(source))
-    if not paths:
+    if name.endswith(".json"):
+        base, listed = listed_images(source)
+    else:
+        base, listed = source.parent, [Listed((path,)) for path in read_list(source)]
+    if not listed:
         raise NoInputError(f"{source.name}: expected paths of images, got none")
-    found = Found(_common_base(base, paths))
-    for path in dict.fromkeys(paths):
+    found = Found(_common_base(base, [path for image in listed for path in image.paths]), take_pictures=pictures)
+    for image in dict.fromkeys(listed):
+        _add(image, found)
+    return found
+
+
+def _add(image: Listed, found: Found) -> None:
+    """Puts what a list or a manifest names where it belongs."""
+    if found.take_pictures and (len(image.paths) > 1 or is_picture(image.paths[0])):
+        found.pictures.append(image)
+        return
+    for path in image.paths:
         if path.is_dir():
             _search(path, found)
         else:
             _sort_in(path, found, named=True)
-    return found
 
 
 def read_list(file: Path) -> list[Path]:
@@ -146,6 +168,9 @@ def _sort_in(path: Path, found: Found, *, named: bool) -> None:
     name = path.name.lower()
     if name.endswith(NIFTI_EXTENSIONS):
         found.nifti.append(path)
+        return
+    if found.take_pictures and is_picture(path):
+        found.pictures.append(Listed((path,)))
         return
     try:
         dicom = path.name not in _NOT_AN_IMAGE and (name.endswith(_DICOM_EXTENSIONS) or looks_like_dicom(path))

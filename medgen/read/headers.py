@@ -44,7 +44,8 @@ _KEYWORDS = """
     ImageOrientationPatient SliceThickness SpacingBetweenSlices InstanceNumber AcquisitionNumber
     TemporalPositionIdentifier TriggerTime EchoNumbers EchoTime RepetitionTime InversionTime FlipAngle
     DiffusionBValue SeriesDescription ProtocolName ScanningSequence BodyPartExamined PatientName PatientID
-    PatientBirthDate SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence
+    PatientBirthDate SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence ImageLaterality
+    AcquisitionDeviceTypeCodeSequence
 """.split()  # noqa: SIM905 - a table of names reads better than one a line
 _TAGS = {keyword: tag for keyword in _KEYWORDS if (tag := tag_for_keyword(keyword)) is not None}
 

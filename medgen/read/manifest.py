@@ -4,6 +4,7 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -11,11 +12,47 @@ import jsonschema
 
 from medgen.errors import ManifestError
 from medgen.provenance import file_sha256, files_sha256
+from medgen.read.oct import is_picture
+from medgen.read.volume import SPACING_MARK
 
 SPLITS = ("train", "validation", "test")
 DATA_ROOT_VARIABLE = "MEDGEN_DATA"
 # Beside the package in a checkout, inside it in a wheel.
 _PLACES = (Path(__file__).parents[2] / "data_manifests", Path(__file__).parents[1] / "data_manifests")
+# As `Case.spacing_um` has them.
+_SPACINGS = ("lateral", "axial", "between")
+
+
+@dataclass(frozen=True)
+class Listed:
+    """An image as a manifest lists it.
+
+    Attributes:
+        paths: one, or the B-scans of a volume in order.
+        spacing_um: of a picture's pixels, as `Case.spacing_um` has it.
+    """
+
+    paths: tuple[Path, ...]
+    spacing_um: tuple[float, ...] = ()
+
+    @classmethod
+    def parse(cls, image: str | list[str]) -> "Listed":
+        """Reads an image of a datalist back.
+
+        Example:
+            >>> Listed.parse("a.png#spacing_um:11.5,3.9").spacing_um
+            (11.5, 3.9)
+        """
+        marked = [path.partition(SPACING_MARK) for path in ([image] if isinstance(image, str) else image)]
+        spacing = tuple(float(um) for um in marked[0][2].split(",") if um)
+        return cls(tuple(Path(path) for path, _, _ in marked), spacing)
+
+    def marked(self) -> str | list[str]:
+        """Returns it as datalists have it: a path or several, the spacing behind a mark where it is stated."""
+        paths = [str(path) for path in self.paths]
+        if self.spacing_um:
+            paths[0] += SPACING_MARK + ",".join(f"{um:g}" for um in self.spacing_um)
+        return paths[0] if len(paths) == 1 else paths
 
 
 def find_manifest(path: Path) -> Path:
@@ -36,14 +73,15 @@ def load_manifest(path: Path) -> dict[str, Any]:
     """Reads a manifest and checks its form, not the files that it names.
 
     Returns:
-        the manifest; `cases` is empty where it only says where the data come from.
+        the manifest; `cases` is empty where it only says where the data come from, `files` where a case has only
+        B-scans.
 
     Raises:
         ManifestError: it is no JSON, or not of the form that `data_manifests/schema.json` describes.
     """
     manifest = _parse(path)
     require_form(manifest, path.name)
-    return {"cases": [], **manifest}
+    return {**manifest, "cases": [{"files": {}, **case} for case in manifest.get("cases", [])]}
 
 
 def require_form(manifest: dict[str, Any], name: str) -> None:
@@ -90,8 +128,12 @@ def check_manifest(path: Path, data_root: Path | None = None) -> list[str]:
     ]
 
 
-def datalist_from_manifest(path: Path, split: str, dataset_dir: Path | None = None) -> list[dict[str, str]]:
+def datalist_from_manifest(path: Path, split: str, dataset_dir: Path | None = None) -> list[dict[str, Any]]:
     """Returns the cases of one split as MONAI takes them: `{"image": path, "target": path, ..., "patient": code}`.
+
+    An image of several B-scans is a list of their paths. Where the manifest states a spacing, every picture of the
+    case (of a list the first) carries it behind `#spacing_um:`, which `BScanReader` understands. What the manifest says
+    a case to show comes along as `"class"`.
 
     Args:
         path: the manifest.
@@ -109,10 +151,19 @@ def datalist_from_manifest(path: Path, split: str, dataset_dir: Path | None = No
         raise ManifestError(f"{path.name}: {leaks[0]}")
     root = find_data_root(path, dataset_dir)
     return [
-        {**{role: str(root / f["path"]) for role, f in case["files"].items()}, "patient": case["patient"]}
+        {
+            **{role: _file(case, root / f["path"]) for role, f in case["files"].items()},
+            **({"image": image.marked()} if (image := _listed(case, root)) else {}),
+            **{key: case[key] for key in ("patient", "class") if key in case},
+        }
         for case in manifest["cases"]
         if case["split"] == split
     ]
+
+
+def _file(case: dict[str, Any], path: Path) -> str | list[str]:
+    """A file beside the image, such as a mask: a picture has the size of pixels of its image."""
+    return Listed((path,), _spacing(case) if is_picture(path) else ()).marked()
 
 
 def image_paths(path: Path) -> tuple[Path, list[Path]]:
@@ -121,9 +172,30 @@ def image_paths(path: Path) -> tuple[Path, list[Path]]:
     Raises:
         ManifestError: not a valid manifest, or one that lists no files.
     """
+    root, listed = listed_images(path)
+    return root, [file for image in listed for file in image.paths]
+
+
+def listed_images(path: Path) -> tuple[Path, list[Listed]]:
+    """Returns the data root of a manifest and its images, of all splits: an image of several B-scans is one.
+
+    Raises:
+        ManifestError: not a valid manifest, or one that lists no files.
+    """
     manifest = _with_files(path)
     root = find_data_root(path)
-    return root, [root / c["files"]["image"]["path"] for c in manifest["cases"] if "image" in c["files"]]
+    return root, [image for case in manifest["cases"] if (image := _listed(case, root))]
+
+
+def _listed(case: dict[str, Any], root: Path) -> Listed | None:
+    """The image of a case, if it has one."""
+    files = case.get("bscans") or [f for role, f in case["files"].items() if role == "image"]
+    return Listed(tuple(root / file["path"] for file in files), _spacing(case)) if files else None
+
+
+def _spacing(case: dict[str, Any]) -> tuple[float, ...]:
+    stated = case.get("spacing_um", {})
+    return tuple(float(stated[name]) for name in _SPACINGS if name in stated)
 
 
 def find_data_root(path: Path, data_root: Path | None = None) -> Path:
@@ -158,8 +230,10 @@ def _form_problems(manifest: dict[str, Any]) -> list[str]:
 
 def _files(manifest: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     for number, case in enumerate(manifest.get("cases", [])):
-        for role, file in case["files"].items():
+        for role, file in case.get("files", {}).items():
             yield f"cases/{number}/files/{role}", file
+        for place, file in enumerate(case.get("bscans", [])):
+            yield f"cases/{number}/bscans/{place}", file
 
 
 def _split_problems(manifest: dict[str, Any]) -> list[str]:
@@ -196,7 +270,7 @@ def lies_below(path: str) -> bool:
 def _duplicate_problems(manifest: dict[str, Any]) -> list[str]:
     places: dict[tuple[str, str], list[str]] = defaultdict(list)
     for where, file in _files(manifest):
-        role = where.rsplit("/", 1)[1]
+        role = "bscan" if "/bscans/" in where else where.rsplit("/", 1)[1]
         places["path", f"{role} {PurePosixPath(file['path'])}"].append(where)
         places["content", f"{role} {file['sha256'][:12]}"].append(where)
     return [

@@ -1,6 +1,7 @@
 """DICOM files as planes: which are volume images, where each plane lies, what tells volumes of one series apart."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,10 @@ _CLASSES = "1.2.840.10008.5.1.4.1.1."
 # Classic, enhanced and legacy-converted images of CT, MR and PET (DICOM PS3.4 B.5).
 _VOLUME_CLASSES = {_CLASSES + tail for tail in ("2", "2.1", "2.2", "4", "4.1", "4.4", "128", "128.1", "130")}
 _SECONDARY_CAPTURE = _CLASSES + "7"
+# Images of an eye, with the modality that each class has.
+_EYE_CLASSES = {_CLASSES + "77.1.5.4": "OPT", _CLASSES + "77.1.5.1": "OP", _CLASSES + "77.1.5.2": "OP"}
+# How the code of an optical coherence tomography scanner is called, in DICOM CID 4210 and in SNOMED CT.
+_OCT_SCANNERS = {"A-00FBE", "392012008"}
 _IMAGE_TYPE_RULES = {
     "LOCALIZER": "localizer",
     "SCREEN SAVE": "screen save",
@@ -27,7 +32,7 @@ _LOCALIZER_WORDS = re.compile(
 def exclusion(header: Header) -> str:
     """Returns the rule that leaves a file out, such as `"localizer"`; an empty string when it is a volume image."""
     sop_class = header.text("SOPClassUID")
-    if sop_class.startswith(_SECONDARY_CAPTURE):
+    if f"{sop_class}.".startswith(f"{_SECONDARY_CAPTURE}."):
         return "secondary capture"
     if sop_class not in _VOLUME_CLASSES:
         return f"modality {header.text('Modality') or 'unknown'}: not a CT, MR or PET volume image"
@@ -40,8 +45,19 @@ def exclusion(header: Header) -> str:
     return "localizer (by its description)" if _LOCALIZER_WORDS.search(words) else ""
 
 
+def eye_exclusion(header: Header) -> str:
+    """Returns the rule that leaves out an image of an eye that is no B-scan; an empty string when it may be one.
+
+    Photographs of the fundus have the classes of B-scans: only their colour, or the device, tells them.
+    """
+    if header.integer("SamplesPerPixel", 1) > 1:
+        return "colour image, no B-scan"
+    devices = {item.text("CodeValue") for item in header.items("AcquisitionDeviceTypeCodeSequence")} - {""}
+    return "ophthalmic photograph, not by an OCT scanner" if devices and not devices & _OCT_SCANNERS else ""
+
+
 def describe(header: Header) -> str:
-    """Returns what an image is in a few words: the series' description, the sequence and its timing.
+    """Returns what an image is in a few words: the series' description, the eye, the sequence and its timing.
 
     A description in which someone typed a part of the patient's name, ID or birth date is left out.
     """
@@ -54,11 +70,17 @@ def describe(header: Header) -> str:
         for name, key in (("TR", "RepetitionTime"), ("TE", "EchoTime"), ("TI", "InversionTime"))
         if (value := header.number(key))
     ]
-    return ", ".join(part for part in (words, " ".join(header.texts("ScanningSequence")), *timing) if part)
+    side = {"R": "right eye", "L": "left eye"}.get(header.text("ImageLaterality"), "")
+    return ", ".join(part for part in (words, side, " ".join(header.texts("ScanningSequence")), *timing) if part)
 
 
-def read_planes(file: Path) -> list[Plane]:
+def read_planes(file: Path, *, eyes: bool = False) -> list[Plane]:
     """Returns the planes in a DICOM file: one if classic, one per frame if multi-frame, none if it holds no image.
+
+    Args:
+        file: the file.
+        eyes: take images of eyes (their modality is then OPT or OP, as their class says), which need not say where
+            they lie; without it they are left out by rule, as whatever else is no volume.
 
     Raises:
         UnreadableError: the file is empty, or no DICOM, or a multi-frame file without the positions of its frames.
@@ -69,18 +91,26 @@ def read_planes(file: Path) -> list[Plane]:
     if "Rows" not in header:
         return []
     coding = pixel_coding(header, syntax, offset)
-    excluded = exclusion(header)
+    modality = _EYE_CLASSES.get(header.text("SOPClassUID"), "") if eyes else ""
+    planes = _planes(file, header, coding, eye=bool(modality))
+    return [replace(plane, modality=modality) for plane in planes] if modality else planes
+
+
+def _planes(file: Path, header: Header, coding: PixelCoding, *, eye: bool) -> list[Plane]:
+    excluded = eye_exclusion(header) if eye else exclusion(header)
     frames = header.items("PerFrameFunctionalGroupsSequence")
-    if not frames or excluded:
-        return [_plane(file, 0, header, coding, excluded)]
-    shared = next(iter(header.items("SharedFunctionalGroupsSequence")), None)
-    return [_frame(file, index, header, coding, shared, frame) for index, frame in enumerate(frames)]
+    if frames and not excluded:
+        shared = next(iter(header.items("SharedFunctionalGroupsSequence")), None)
+        return [_frame(file, index, header, coding, shared, frame) for index, frame in enumerate(frames)]
+    if eye and not excluded:
+        return [_plane(file, frame, header, coding, "") for frame in range(coding.frames)]
+    if coding.frames > 1 and not excluded:
+        excluded = f"{coding.frames} frames without positions (no functional groups)"
+    return [_plane(file, 0, header, coding, excluded)]
 
 
 def _plane(file: Path, frame: int, header: Header, coding: PixelCoding, excluded: str) -> Plane:
-    """Builds the plane of a classic file."""
-    if coding.frames > 1 and not excluded:
-        excluded = f"{coding.frames} frames without positions (no functional groups)"
+    """Builds the plane of a classic file, or of a frame about which nothing is said of its own."""
     echo = header.text("EchoTime") or header.text("EchoNumbers")
     time = header.text("TemporalPositionIdentifier") or header.text("TriggerTime")
     return Plane(

@@ -14,7 +14,10 @@ from medgen.case import Case
 from medgen.errors import UnreadableError
 from medgen.read.dicom import read_dicom
 from medgen.read.headers import looks_like_dicom
+from medgen.read.manifest import Listed
 from medgen.read.nifti import NIFTI_EXTENSIONS, read_nifti, read_zipped_nifti
+from medgen.read.oct import is_picture, read_pictures
+from medgen.read.ophthalmic import EXPECTED, EYE_MODALITIES, read_bscan_dicom
 from medgen.read.volume import VOLUME_MARK, Volume
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -55,6 +58,32 @@ class VolumeReader(ImageReader):  # type: ignore[misc]
         return volume.image, _metadata(volume, _NO_CHANNEL)
 
 
+class BScanReader(ImageReader):  # type: ignore[misc]
+    """Reads OCT B-scans: a picture, several that make a volume, or one DICOM file of an eye, with medgen's checks.
+
+    Use it as `LoadImaged(keys="image", reader=BScanReader)` on items of `datalist(dataset_dir, modality="OPT")` or of
+    `datalist_from_manifest`. Voxels come as `(lateral, depth, B-scan)` float32, values as stored, on the affine that
+    `medgen.read.oct` and `medgen.read.ophthalmic` describe. Errors are raised from `get_data`, as by `VolumeReader`.
+    """
+
+    def verify_suffix(self, filename: Paths) -> bool:
+        """Any name may be DICOM."""
+        return True
+
+    def read(self, data: Paths, **kwargs: Any) -> list[str]:  # noqa: ANN401 - MONAI's signature
+        """Only remembers what to read; see `VolumeReader`."""
+        return [str(path) for path in ([data] if isinstance(data, str | os.PathLike) else data)]
+
+    def get_data(self, img: list[str]) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
+        """Reads voxels and metadata.
+
+        Raises:
+            InputError: the volume cannot be used.
+        """
+        volume = read_bscans(Listed.parse(img))
+        return volume.image, _metadata(volume, _NO_CHANNEL)
+
+
 def read_image(case: Case, *, allow_irregular: bool = False) -> MetaTensor:
     """Reads a case as `(1, X, Y, Z)` float32, as `LoadImaged` and `EnsureChannelFirstd` would hand it on.
 
@@ -66,7 +95,13 @@ def read_image(case: Case, *, allow_irregular: bool = False) -> MetaTensor:
     Raises:
         InputError: the volume cannot be used; the message says why, with numbers.
     """
-    if case.kind == "dicom":
+    if case.refused.startswith(EXPECTED):  # it could be read, but not for what it is wanted
+        raise UnreadableError(case.refused)
+    if case.kind == "picture":
+        volume = read_pictures(case.files, case.spacing_um)
+    elif case.modality in EYE_MODALITIES:
+        volume = read_bscan_dicom(case.files[0])
+    elif case.kind == "dicom":
         volume = read_dicom(case.files, volume=case.volume, allow_irregular=allow_irregular)
     else:
         volume = read_nifti(case.files[0], allow_irregular=allow_irregular)
@@ -76,8 +111,28 @@ def read_image(case: Case, *, allow_irregular: bool = False) -> MetaTensor:
 
 
 def flags_of(image: MetaTensor) -> tuple[str, ...]:
-    """Returns what the reader flagged on an image that `read_image` or `VolumeReader` has read."""
+    """Returns what the reader flagged on an image that `read_image`, `VolumeReader` or `BScanReader` has read."""
     return tuple(flag for flag in str(image.meta.get("medgen_flags", "")).split(_FLAG_SEPARATOR) if flag)
+
+
+def read_bscans(image: Listed) -> Volume:
+    """Reads the one volume of B-scans that is listed: pictures, or one DICOM file of an eye.
+
+    Raises:
+        InputError: it cannot be used.
+    """
+    first = image.paths[0]
+    if all(map(is_picture, image.paths)):
+        return read_pictures(image.paths, image.spacing_um)
+    if len(image.paths) > 1:
+        raise UnreadableError(f"{first.name}: {EXPECTED}, got {len(image.paths)} files that are not all pictures")
+    try:
+        dicom = looks_like_dicom(first)
+    except OSError as error:
+        raise UnreadableError(f"{first.name}: cannot be read: {error.strerror}") from error
+    if not dicom:
+        raise UnreadableError(f"{first.name}: {EXPECTED}, got another file")
+    return read_bscan_dicom(first)
 
 
 def read_volume(paths: Sequence[Path], *, allow_irregular: bool = False) -> Volume:

@@ -14,6 +14,8 @@ SLAB = 16
 
 # Names one of several volumes in one multi-frame file: `scan.dcm#volume:echo=4.9`.
 VOLUME_MARK = "#volume:"
+# States the size of a picture's pixels: `scan.png#spacing_um:11.5,3.9,240` (lateral, axial, between B-scans).
+SPACING_MARK = "#spacing_um:"
 
 
 @dataclass(frozen=True, eq=False)

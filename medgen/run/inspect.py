@@ -21,7 +21,7 @@ def inspect_input(
 
     Args:
         source: a file, a folder, a list or a manifest.
-        bundle: name or folder; its choice among the series of a study is then shown.
+        bundle: name or folder; its choice among the series of a study is then shown, and pictures if it takes them.
         allow_irregular: show the grid that an irregular series would be resampled to, instead of refusing it.
         voxels: read every volume too, which finds NaN, truncated files and missing codecs.
 
@@ -33,10 +33,15 @@ def inspect_input(
         NoInputError: there is no such input, or a list cannot be used.
         BundleError: there is no such bundle.
     """
-    cases: Sequence[Case] = find_cases(source, salt=secrets.token_bytes(16), allow_irregular=allow_irregular)
-    if bundle:
-        rule = SeriesRule.from_metadata(read_metadata(find_bundle(bundle).folder).fields)
-        cases = select_cases(cases, rule, Filters())
+    metadata = read_metadata(find_bundle(bundle).folder) if bundle else None
+    cases: Sequence[Case] = find_cases(
+        source,
+        salt=secrets.token_bytes(16),
+        allow_irregular=allow_irregular,
+        modality=metadata.modality_in if metadata else "",
+    )
+    if metadata:
+        cases = select_cases(cases, SeriesRule.from_metadata(metadata.fields), Filters())
     if voxels:
         cases = [_read(case, allow_irregular) for case in cases]
     return [_describe(case) for case in cases]

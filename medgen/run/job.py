@@ -9,8 +9,10 @@ from monai.data import MetaTensor
 
 from medgen.case import Case, Result
 from medgen.errors import ManifestError, MedgenError, NoInputError
+from medgen.read.bscan_cases import picture_case
 from medgen.read.discover import find_cases, input_sha256
-from medgen.read.manifest import datalist_from_manifest, find_data_root
+from medgen.read.manifest import Listed, datalist_from_manifest, find_data_root
+from medgen.read.oct import is_picture
 from medgen.read.reader import read_image
 from medgen.run import predict
 from medgen.run.bundle import OpenBundle, open_bundle
@@ -122,16 +124,20 @@ def _report_row(record: Record) -> dict[str, str]:
 
 
 def _find(request: RunRequest, salt: bytes) -> list[Case]:
+    metadata = read_metadata(find_bundle(request.bundle).folder)
     cases = find_cases(
-        request.source, salt=salt, hash_paths=request.hash_paths, allow_irregular=request.allow_irregular
+        request.source,
+        salt=salt,
+        hash_paths=request.hash_paths,
+        allow_irregular=request.allow_irregular,
+        modality=metadata.modality_in,
     )
-    rule = SeriesRule.from_metadata(read_metadata(find_bundle(request.bundle).folder).fields, request.changes)
-    return select_cases(cases, rule, request.filters)
+    return select_cases(cases, SeriesRule.from_metadata(metadata.fields, request.changes), request.filters)
 
 
 def _require_usable(cases: Sequence[Case]) -> None:
     if not cases:
-        raise NoInputError("expected NIfTI files or DICOM series as input, found none; check the path")
+        raise NoInputError("expected images as input (NIfTI, DICOM; of eyes also pictures), found none; check the path")
     if all(case.excluded for case in cases):
         reasons = Counter(case.excluded for case in cases)
         said = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(3))
@@ -205,7 +211,7 @@ def evaluate_job(  # noqa: PLR0913 - one parameter an option
     Raises:
         MedgenError: the evaluation could not start.
     """
-    pairs = manifest_pairs(manifest, split, data_root)
+    pairs = manifest_pairs(manifest, split, data_root, read_metadata(find_bundle(bundle).folder).modality_in)
     if not pairs:
         raise NoInputError(f"expected cases in the split {split!r} of {manifest.name}, got none")
     opened = open_bundle(bundle, trust=trust, device=device, changes=changes)
@@ -227,10 +233,11 @@ def evaluate_job(  # noqa: PLR0913 - one parameter an option
     return evaluation
 
 
-def manifest_pairs(manifest: Path, split: str, data_root: Path | None = None) -> list[Pair]:
+def manifest_pairs(manifest: Path, split: str, data_root: Path | None = None, modality: str = "") -> list[Pair]:
     """Returns the cases of one split of a manifest with their truths (`target`).
 
     A mask (`brain`, `body` or `mask`) counts where one is given. A case is called by its image's path in the manifest.
+    Images are of `modality`, see `find_cases`.
 
     Raises:
         ManifestError: the manifest is not valid, or one of its cases has no `image` or no `target`.
@@ -244,20 +251,38 @@ def manifest_pairs(manifest: Path, split: str, data_root: Path | None = None) ->
             raise ManifestError(
                 f"{manifest.name}: expected an image and a target for every case of {split}, one has no {min(missing)}"
             )
-        image, truth = (one_case(root, Path(item[role])) for role in ("image", "target"))
+        image, truth = one_case(root, item["image"], modality), one_truth(root, item["target"])
         role = next((role for role in ("brain", "body", "mask") if role in item), None)
-        mask = one_case(root, Path(item[role])) if role else None
+        mask = one_truth(root, item[role]) if role else None
         pairs.append(Pair(image, truth, item["patient"], mask))
     return pairs
 
 
-def one_case(root: Path, path: Path) -> Case:
-    """Returns the one volume at a path of a manifest, called by that path.
+def one_truth(root: Path, path: str) -> Case:
+    """Returns the one volume at a path of a manifest that is measured against; of a picture's it may be a picture.
 
     Raises:
         NoInputError: there is none, or several.
     """
-    found = [case for case in find_cases(path, salt=b"manifest") if not case.excluded]
+    return one_case(root, path, "OPT" if is_picture(Path(path)) else "")
+
+
+def one_case(root: Path, image: Path | str | list[str], modality: str = "") -> Case:
+    """Returns the one volume that a manifest lists, called by its path.
+
+    Args:
+        root: what paths are called relative to.
+        image: its path, or as `datalist_from_manifest` has it.
+        modality: see `find_cases`.
+
+    Raises:
+        NoInputError: there is none, or several.
+    """
+    listed = Listed.parse(image if isinstance(image, list) else str(image))
+    path = listed.paths[0]
+    if len(listed.paths) > 1 or listed.spacing_um:
+        return picture_case(listed, PurePosixPath(path.relative_to(root).as_posix()))
+    found = [case for case in find_cases(path, salt=b"manifest", modality=modality) if not case.excluded]
     if len(found) != 1:
         raise NoInputError(f"expected one volume at {path.relative_to(root)}, got {len(found)}; see `medgen inspect`")
     case, relative = found[0], PurePosixPath(path.relative_to(root).as_posix())

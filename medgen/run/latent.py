@@ -79,7 +79,8 @@ def encode_scan(
     coder = _coder(bundle)
     if output.suffix != ".npz":  # by which `concept` and `map` know latents
         raise OutputError(f"expected a file .npz to write the latent to, got {output.name}")
-    found = [case for case in find_cases(source, salt=b"latent") if not case.excluded]
+    cases = find_cases(source, salt=b"latent", modality=bundle.metadata.modality_in)
+    found = [case for case in cases if not case.excluded]
     if len(found) != 1:
         raise NoInputError(f"expected one scan at {source.name}, got {len(found)}; see `medgen inspect`")
     image = read_image(found[0], allow_irregular=allow_irregular)

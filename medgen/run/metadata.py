@@ -14,6 +14,7 @@ from medgen.provenance import file_sha256
 # Formats of the MONAI metadata schema that are not an image of the patient, although their type may say "image".
 _NOT_AN_IMAGE = {"latent", "noise", "points", "embedding", "dict", "classes"}
 _NOT_AN_OUTPUT = {"object", "probabilities", "tuples", "series", "points"}  # types; "label" is used beside "image"
+_MODALITIES = {"CT", "MR", "OPT", "OP"}
 _LABELS = {"segmentation", "labels"}
 
 
@@ -51,7 +52,7 @@ class Metadata:
 
     @property
     def modality_in(self) -> str:
-        """DICOM modality of the input, "MR" or "CT"; "" where neither is declared."""
+        """DICOM modality of the input, "MR", "CT", "OPT" or "OP"; "" where none of these is declared."""
         return _dicom_modality(self.fields.get("modality_in"), self.input)
 
     @property
@@ -175,10 +176,10 @@ def _first(described: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _dicom_modality(declared: object, tensor: Mapping[str, Any]) -> str:
-    """Returns "MR" or "CT" from what is declared, else from the tensor's modality or format, else ""."""
+    """Returns a modality of `_MODALITIES` from what is declared, else from the tensor's modality or format, else ""."""
     for text in (declared, tensor.get("modality")):
         word = str(text or "").upper()
-        if word in {"CT", "MR"}:
+        if word in _MODALITIES:
             return word
         if word == "MRI":
             return "MR"

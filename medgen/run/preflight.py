@@ -2,15 +2,19 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from medgen.case import Case
 from medgen.errors import MedgenError
 from medgen.geometry import Grid
+from medgen.read.bscan_cases import picture_case
 from medgen.read.discover import find_cases
+from medgen.read.manifest import Listed
+from medgen.read.oct import is_picture
 from medgen.read.reader import read_image, read_volume
 
 ROLES = ("image", "target", "head", "mask", "brain", "body", "ct", "csf", "grey", "white")
@@ -57,20 +61,21 @@ def check_items(
     if 0 < len(read) < len(items):
         checks.append(Check("values", f"read of {len(read)} of the {len(items)} items"))
     for number, item in enumerate(items):
-        roles = {role: item[role] for role in ROLES if isinstance(item.get(role), str)}
-        gone = [Check(_name(path), "is not there", wrong=True) for path in roles.values() if not Path(path).exists()]
+        roles = {role: Listed.parse(item[role]) for role in ROLES if isinstance(item.get(role), str | list)}
+        files = [file for image in roles.values() for file in image.paths]
+        gone = [Check(_name(file), "is not there", wrong=True) for file in files if not file.exists()]
         checks += gone
         if gone or not roles:
             continue
         try:
-            grids = {role: _grid(Path(path)) for role, path in roles.items()}
+            grids = {role: _grid(image) for role, image in roles.items()}
             if number in read:
-                checks += [_value_check(path, (ranges or {}).get(role)) for role, path in roles.items()]
+                checks += [_value_check(image, (ranges or {}).get(role)) for role, image in roles.items()]
         except MedgenError as error:
-            checks.append(Check(_name(next(iter(roles.values()))), str(error), wrong=True))
+            checks.append(Check(_name(files[0]), str(error), wrong=True))
             continue
         if paired and {"image", "target"} <= grids.keys():
-            checks += _grid_checks(_name(roles["target"]), grids, registers=registers)
+            checks += _grid_checks(_name(roles["target"].paths[0]), grids, registers=registers)
     return checks
 
 
@@ -92,17 +97,31 @@ def _patients(items: Iterable[Mapping[str, Any]]) -> set[str]:
     return {str(item["patient"]) for item in items if "patient" in item}
 
 
-def _name(path: str) -> str:
-    return "/".join(Path(path).parts[-2:])
+def _name(path: Path) -> str:
+    return "/".join(path.parts[-2:])
 
 
-def _grid(path: Path) -> Grid:
-    if path.suffix == ".zip":  # found by its path alone
-        return read_volume([path]).grid
+def _case(image: Listed) -> Case:
+    """The one volume that is listed: pictures, or whatever is found there, images of eyes too."""
+    path = image.paths[0]
+    if len(image.paths) > 1 or is_picture(path):
+        return picture_case(image, PurePosixPath(path.name))
     found = [case for case in find_cases(path, salt=b"training") if not case.excluded]
-    if len(found) != 1 or found[0].grid is None:
-        raise MedgenError(f"expected one volume at {_name(str(path))}, got {len(found)}; see `medgen inspect`")
-    return found[0].grid
+    if not found:
+        eyes = find_cases(path, salt=b"training", modality="OPT")
+        found = [case for case in eyes if not (case.excluded or case.refused)]
+    if len(found) != 1:
+        raise MedgenError(f"expected one volume at {_name(path)}, got {len(found)}; see `medgen inspect`")
+    return found[0]
+
+
+def _grid(image: Listed) -> Grid:
+    if image.paths[0].suffix == ".zip":  # found by its path alone
+        return read_volume(image.paths).grid
+    case = _case(image)
+    if case.grid is None:
+        raise MedgenError(case.refused)
+    return case.grid
 
 
 def _grid_checks(name: str, grids: Mapping[str, Grid], *, registers: bool) -> list[Check]:
@@ -114,8 +133,8 @@ def _grid_checks(name: str, grids: Mapping[str, Grid], *, registers: bool) -> li
     return [Check(name, f"lies on another grid than its image: {difference}; register it first", wrong=True)]
 
 
-def _value_check(path: str, reaches: Sequence[float] | None) -> Check:
-    values = _voxels(Path(path))
+def _value_check(image: Listed, reaches: Sequence[float] | None) -> Check:
+    values, path = _voxels(image), image.paths[0]
     low, high = np.percentile(values[..., ::2, ::2, ::2], [1, 99])
     found = f"values {low:.4g} to {high:.4g} (1st and 99th percentile)"
     if reaches is not None and not (low < reaches[0] and high > reaches[1]):
@@ -126,8 +145,7 @@ def _value_check(path: str, reaches: Sequence[float] | None) -> Check:
     return Check(_name(path), found, wrong=float(values.min()) == float(values.max()))
 
 
-def _voxels(path: Path) -> npt.NDArray[np.float32]:
-    if path.suffix == ".zip":
-        return read_volume([path]).image
-    case = next(case for case in find_cases(path, salt=b"training") if not case.excluded)
-    return np.asarray(read_image(case).as_tensor())
+def _voxels(image: Listed) -> npt.NDArray[np.float32]:
+    if image.paths[0].suffix == ".zip":
+        return read_volume(image.paths).image
+    return np.asarray(read_image(_case(image)).as_tensor())

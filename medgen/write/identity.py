@@ -18,6 +18,7 @@ from pydicom.uid import UID
 from medgen.case import Case
 from medgen.errors import OutputError
 from medgen.read.headers import Plane
+from medgen.read.ophthalmic import EYE_MODALITIES, bscans_of
 from medgen.read.planes import read_planes
 from medgen.read.stacks import build_stacks
 
@@ -57,6 +58,8 @@ _ACQUISITION = """
     ContrastBolusAgent ContrastBolusRoute WindowCenter WindowWidth
 """.split()  # noqa: SIM905
 _OTHER = ("SOPClassUID", "SeriesInstanceUID", "SeriesNumber")
+# Which eye (PS3.3 C.8.17.5), at the top or for all frames.
+_EYE = ("ImageLaterality", "AnatomicRegionSequence", "SharedFunctionalGroupsSequence")
 # Type 2 in the modules above: there in every instance, if only empty.
 _REQUIRED = (
     *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID"),
@@ -76,6 +79,7 @@ class Identity:
         patient_and_study: the elements that are carried over, to be put into every instance.
         equipment: what made the source; empty when that is not known.
         acquisition: how a CT was acquired and how it is shown, for a result that is still that CT.
+        anatomy: of an eye, which one, as an item of FrameAnatomySequence (PS3.3 C.7.6.16.2.8); empty if not known.
         seed: text that stands for the source when UIDs are made.
         series_number: for the derived series.
         sop_class: of the source instances, "" when there are none.
@@ -89,6 +93,7 @@ class Identity:
     sop_class: str = ""
     planes: tuple[Plane, ...] = ()
     acquisition: Dataset = field(default_factory=Dataset)
+    anatomy: Dataset = field(default_factory=Dataset)
 
 
 def uid_of(*parts: str) -> UID:
@@ -120,7 +125,7 @@ def identity_of(case: Case, input_sha256: str) -> Identity:
 
 
 def _of_source(case: Case) -> Identity:
-    wanted = (*_PATIENT_AND_STUDY, *_LOSSY, *_EQUIPMENT, *_OTHER, *_ACQUISITION)
+    wanted = (*_PATIENT_AND_STUDY, *_LOSSY, *_EQUIPMENT, *_OTHER, *_ACQUISITION, *_EYE)
     source = pydicom.dcmread(case.files[0], stop_before_pixels=True, force=True, specific_tags=list(wanted))
     carried = _copied(source, _tags(_PATIENT_AND_STUDY))
     if _text(source, "LossyImageCompression") == "01":
@@ -130,7 +135,11 @@ def _of_source(case: Case) -> Identity:
         if not _text(source, keyword):
             setattr(carried, keyword, uid_of(keyword, series))
     planes = _source_planes(case)
+    anatomy = _anatomy(source) if case.modality in EYE_MODALITIES else Dataset()
+    if case.modality in EYE_MODALITIES and planes[0].position is None:  # its grid is not of the source's space
+        carried.FrameOfReferenceUID = uid_of("own frame of reference", series, planes[0].sop_uid)
     return Identity(
+        anatomy=anatomy,
         patient_and_study=_completed(carried),
         equipment=_copied(source, _tags(_EQUIPMENT)),
         seed=f"{series} {planes[0].sop_uid} {planes[0].frame}",
@@ -139,6 +148,24 @@ def _of_source(case: Case) -> Identity:
         planes=planes,
         acquisition=_copied(source, _tags(_ACQUISITION)),
     )
+
+
+def _anatomy(source: Dataset) -> Dataset:
+    """Which eye it is, as far as that is said."""
+    shared = next(iter(source.get("SharedFunctionalGroupsSequence") or []), Dataset())
+    frames = next(iter(shared.get("FrameAnatomySequence") or []), Dataset())
+    side = _text(source, "ImageLaterality") or _text(frames, "FrameLaterality") or _text(source, "Laterality")
+    if side not in {"L", "R", "B"}:
+        return Dataset()
+    anatomy = Dataset()
+    anatomy.FrameLaterality = side
+    region = _tags(["AnatomicRegionSequence"])
+    anatomy.update(_copied(source if "AnatomicRegionSequence" in source else frames, region))
+    if "AnatomicRegionSequence" not in anatomy:
+        eye = Dataset()
+        eye.CodeValue, eye.CodingSchemeDesignator, eye.CodeMeaning = "81745001", "SCT", "Eye"
+        anatomy.AnatomicRegionSequence = [eye]
+    return anatomy
 
 
 def _new_study(case: Case, input_sha256: str) -> Identity:
@@ -163,7 +190,9 @@ def _completed(dataset: Dataset) -> Dataset:
 
 
 def _source_planes(case: Case) -> tuple[Plane, ...]:
-    """The planes of the case's volume, in order along their normal."""
+    """The planes of the case's volume, in order along their normal; of an eye, in the order of its B-scans."""
+    if case.modality in EYE_MODALITIES:
+        return bscans_of(read_planes(case.files[0], eyes=True)).planes
     stacks = build_stacks(plane for file in case.files for plane in read_planes(file))
     usable = [s for s in stacks if not s.excluded and (not case.volume or s.key == case.volume)]
     if not usable:

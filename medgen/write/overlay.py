@@ -14,11 +14,11 @@ Volume = npt.NDArray[np.float32]
 _SIDE = 300  # pixels of the longest edge of the volume
 _GAP = 6
 _TITLE_HEIGHT = 22
-_TOP = 3  # regions that are marked
+TOP = 3  # regions that are marked
 _ALPHA = 0.65
 # The scale of colour: nothing below the first quantile of what is scored, full colour at the second.
 _FAINT, _FULL = 0.98, 0.9995
-_MARKS = ((255, 90, 90), (255, 190, 60), (255, 255, 120))
+MARKS = ((255, 90, 90), (255, 190, 60), (255, 255, 120))
 
 
 def write_overlay(result: Result, path: Path) -> None:
@@ -33,18 +33,23 @@ def write_overlay(result: Result, path: Path) -> None:
     source, spacing = to_lpi(result.source, result.grid)
     heat, _ = to_lpi(result.image, result.grid)
     window = window_of(source, "")
-    scored = heat[heat != 0]
-    low, high = np.quantile(scored, [_FAINT, _FULL]) if scored.size else (0.0, 1.0)
-    unit = np.clip((heat - low) / max(float(high - low), 1e-6), 0, 1).astype(np.float32)
-    regions = result.findings.regions[:_TOP] if result.findings else ()
+    unit = warmth(heat)
+    regions = result.findings.regions[:TOP] if result.findings else ()
     rows = [
-        _row(source, unit, spacing, window, _place(region, result), _says(number, region), _MARKS[number])
+        _row(source, unit, spacing, window, _place(region, result), _says(number, region), MARKS[number])
         for number, region in enumerate(regions)
     ]
     if not rows:
         peak = np.unravel_index(int(heat.argmax()), heat.shape)
-        rows = [_row(source, unit, spacing, window, tuple(map(int, peak)), "highest score", _MARKS[0])]
+        rows = [_row(source, unit, spacing, window, tuple(map(int, peak)), "highest score", MARKS[0])]
     write_page(rows, result, path)
+
+
+def warmth(heat: Volume) -> Volume:
+    """Returns how strong the colour of each score is, 0 to 1, against all scores that are not exactly 0."""
+    scored = heat[heat != 0]
+    low, high = np.quantile(scored, [_FAINT, _FULL]) if scored.size else (0.0, 1.0)
+    return np.asarray(np.clip((heat - low) / max(float(high - low), 1e-6), 0, 1), dtype=np.float32)
 
 
 def _place(region: RegionScore, result: Result) -> tuple[int, ...]:
@@ -81,9 +86,9 @@ def _row(
         plain = Image.fromarray(np.rint(grey * 255).astype(np.uint8)).resize(size, Image.Resampling.BICUBIC)
         hot = np.take(unit, centre[along], axis=along).T
         warm = Image.fromarray(np.rint(hot * 255).astype(np.uint8)).resize(size, Image.Resampling.BILINEAR)
-        over = lettered(_coloured(plain, warm), letters)
+        over = lettered(coloured(plain, warm), letters)
         place = tuple((centre[axis] + 0.5) * spacing[axis] * scale for axis in (across, down))
-        _cross(ImageDraw.Draw(over), (place[0], place[1]), mark)
+        cross(ImageDraw.Draw(over), (place[0], place[1]), mark)
         columns.append((lettered(plain.convert("RGB"), letters), over))
     height = max(picture.height for picture, _ in columns)
     width = sum(picture.width + _GAP for picture, _ in columns) - _GAP
@@ -98,15 +103,16 @@ def _row(
     return row
 
 
-def _coloured(plain: Image.Image, warm: Image.Image) -> Image.Image:
-    """Red to yellow over grey, the stronger the higher."""
+def coloured(plain: Image.Image, warm: Image.Image) -> Image.Image:
+    """Returns a grey picture with another over it from red to yellow, the stronger the higher."""
     grey, hot = np.asarray(plain, dtype=np.float32)[..., None], np.asarray(warm, dtype=np.float32)[..., None] / 255
     colour = np.concatenate([np.full_like(hot, 255.0), 255.0 * hot, np.zeros_like(hot)], axis=-1)
     share = _ALPHA * np.minimum(1, 2 * hot)
     return Image.fromarray(np.rint((1 - share) * grey + share * colour).astype(np.uint8))
 
 
-def _cross(draw: ImageDraw.ImageDraw, place: tuple[float, float], colour: tuple[int, int, int]) -> None:
+def cross(draw: ImageDraw.ImageDraw, place: tuple[float, float], colour: tuple[int, int, int]) -> None:
+    """Draws a cross around a place of a picture, open in the middle."""
     x, y = place
     for near, far in ((8, 18), (-18, -8)):
         draw.line([(x + near, y), (x + far, y)], fill=colour, width=2)

@@ -21,11 +21,18 @@ from pydicom.valuerep import format_number_as_ds
 import medgen
 from medgen.case import Result
 from medgen.geometry import Planes
+from medgen.read.ophthalmic import BETWEEN_FLAG, SPACING_FLAG, UNEVEN_FLAG
 from medgen.write.atomic import atomic_folder
 from medgen.write.dicom import ascii_text, code_item, encodings_of, planes_of, said, series_uid
 from medgen.write.identity import Identity, identity_of, uid_of
 from medgen.write.sources import Reference, in_slices, references_of
 
+# What of the geometry is not the source's, since that does not say it.
+_GUESSED = {
+    SPACING_FLAG: "The size of pixels is not known: 1 mm stands for each.",
+    BETWEEN_FLAG: "The distance of B-scans is not known: 1 mm stands for it.",
+    UNEVEN_FLAG: "B-scans lie unevenly: their places are not the source's.",
+}
 _NO_UNITS = Code("1", "UCUM", "no units")
 _QUANTITY = Code("anomaly-score", "99MEDGEN", "Anomaly score")
 # What highdicom sets by the clock; the source's study says when instead, so that the same result is the same file.
@@ -52,7 +59,9 @@ def write_parametric_map(result: Result, folder: Path) -> None:
     Source: DICOM PS3.3 A.75 (Parametric Map IOD), written by highdicom (Bridge et al., J Digit Imaging 35, 2022).
     """
     identity = identity_of(result.case, result.provenance.input_sha256)
-    image, grid = in_slices(result.image, result.grid, identity.planes)
+    # B-scans lie as they should, whichever of their axes has the longest steps.
+    as_it_lies = result.image, result.grid
+    image, grid = as_it_lies if result.case.kind == "picture" else in_slices(*as_it_lies, identity.planes)
     planes = planes_of(grid)
     series = series_uid(result, identity)
     pixels = np.ascontiguousarray(image.transpose(2, 1, 0), dtype=np.float32)
@@ -130,7 +139,11 @@ def _describe(pm: Dataset, identity: Identity, result: Result, series: str) -> N
     """Whose it is and what a derived object of ours says besides; nothing that depends on the clock."""
     pm.update(identity.patient_and_study)
     pm.SeriesDescription = ascii_text(said(result.kind, result.kind.description), 64)
-    pm.ImageComments = "Scores computed by a neural network. Not for diagnosis."
+    guessed = [_GUESSED[flag] for flag in result.flags if flag in _GUESSED]
+    pm.ImageComments = " ".join(["Scores computed by a neural network. Not for diagnosis.", *guessed])
+    if identity.anatomy:
+        pm.SharedFunctionalGroupsSequence[0].FrameAnatomySequence = [identity.anatomy]
+        pm.pop("Laterality", None)  # not beside that of frames (PS3.3 C.7.3.1)
     pm.BurnedInAnnotation = "NO"
     organization = uid_of("dimensions", series)
     for item in [*pm.get("DimensionOrganizationSequence", []), *pm.get("DimensionIndexSequence", [])]:

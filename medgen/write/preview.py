@@ -53,8 +53,14 @@ def write_preview(result: Result, path: Path) -> None:
     write_page(rows, result, path)
 
 
-def write_page(rows: Sequence[Image.Image], result: Result, path: Path) -> None:
+def write_page(rows: Sequence[Image.Image], result: Result, path: Path, lattice: str = "") -> None:
     """Writes rows of one height below each other, and the caption.
+
+    Args:
+        rows: of one size.
+        result: what they show.
+        path: where to.
+        lattice: how the caption calls its grid, if not in the directions of the patient.
 
     Raises:
         OutputError: the file cannot be written.
@@ -63,7 +69,7 @@ def write_page(rows: Sequence[Image.Image], result: Result, path: Path) -> None:
     page = Image.new("RGB", (rows[0].width, height * len(rows) + _CAPTION_HEIGHT))
     for number, row in enumerate(rows):
         page.paste(row, (0, number * height))
-    _write_caption(page, result)
+    _write_caption(page, result, lattice or result.grid.describe())
     with atomic_write(path) as part:
         page.save(part, format="PNG")
 
@@ -139,14 +145,14 @@ def lettered(picture: Image.Image, letters: str) -> Image.Image:
     return picture
 
 
-def _write_caption(page: Image.Image, result: Result) -> None:
+def _write_caption(page: Image.Image, result: Result, lattice: str) -> None:
     """Writes at the foot of a page whose result it shows, by what, with which flags; never who the patient is."""
     made = result.provenance
     draw = ImageDraw.Draw(page)
     top = page.height - _CAPTION_HEIGHT + 3
     flags = f"  [{', '.join(result.flags)}]" if result.flags else ""
     lines = (
-        f"{result.case.name}  {result.grid.describe()}{flags}",
+        f"{result.case.name}  {lattice}{flags}",
         f"{made.bundle} {made.bundle_version}: {result.kind.process}, not for diagnosis",
     )
     for number, line in enumerate(lines):

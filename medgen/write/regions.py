@@ -16,7 +16,8 @@ def write_regions(findings: Findings, path: Path) -> None:
 
     `score` is of the map, and ranks regions within the scan; `evidence` is in deviations
     above the scan's median region, and p rests on it.
-    The scan's p is against simulated scans, a region's against healthy tissue; `reference` says which.
+    The scan's p is against healthy scans, a region's against healthy tissue; `reference` says which. The volume is
+    empty where none is known.
     Peaks are RAS+ [mm] as the input's header states its space.
 
     Raises:
@@ -25,12 +26,14 @@ def write_regions(findings: Findings, path: Path) -> None:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(COLUMNS)
-    whole = ["", _number(findings.score), _number(findings.p_simulated)]
+    whole = ["", _number(findings.score), _number(findings.p_scan)]
     writer.writerow(["whole scan", *whole, "", "", "", "", findings.reference])
     for region in findings.regions:
         peak = [f"{place:.1f}" for place in region.peak_mm]
         numbers = [_number(region.score), _number(region.evidence), _number(region.p)]
-        writer.writerow([region.name, *numbers, f"{region.volume_ml:.1f}", *peak, ""])
+        writer.writerow(
+            [region.name, *numbers, "" if math.isnan(region.volume_ml) else f"{region.volume_ml:.1f}", *peak, ""]
+        )
     atomic_text(path, stream.getvalue())
 
 

@@ -1,12 +1,15 @@
 """Everything that is written for one result, and what it is called."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
 from medgen.case import OutputKind, Result
 from medgen.provenance import files_sha256
+from medgen.read.ophthalmic import EYE_MODALITIES
+from medgen.write.bscans import write_bscans
 from medgen.write.dicom import write_dicom_series
 from medgen.write.nifti import write_nifti
 from medgen.write.overlay import write_overlay
@@ -78,17 +81,18 @@ def write_result(result: Result, output: Path, formats: Formats = "same", *, pre
     Args:
         result: what to write.
         output: the output folder; the result's path in it mirrors the input's.
-        formats: `"same"` as the input, or NIfTI, a DICOM series, or both.
+        formats: `"same"` as the input (NIfTI, if that is a picture), or NIfTI, a DICOM series, or both.
         preview: with a PNG.
 
     Raises:
         OutputError: it cannot be written.
     """
     stem = output_stem(result.case.stem, result.kind)
-    kinds = [result.case.kind] if formats == "same" else ["nifti", "dicom"] if formats == "both" else [formats]
+    own = "dicom" if result.case.kind == "dicom" else "nifti"
+    kinds = [own] if formats == "same" else ["nifti", "dicom"] if formats == "both" else [formats]
     outputs: dict[PurePosixPath, str] = {}
     files: list[PurePosixPath] = []
-    for kind in sorted(kinds, key=lambda kind: kind != result.case.kind):  # the input's own format is the main output
+    for kind in sorted(kinds, key=lambda kind: kind != own):  # the input's own format, of a picture NIfTI, comes first
         target, written = _write_nifti(result, output, stem) if kind == "nifti" else _write_dicom(result, output, stem)
         outputs[target] = files_sha256(output / path for path in written)
         files += written
@@ -97,11 +101,17 @@ def write_result(result: Result, output: Path, formats: Formats = "same", *, pre
         write_regions(result.findings, output / files[-1])
     if preview:
         files.append(_sibling(stem, ".png"))
-        (write_overlay if result.kind.unit == "score" else write_preview)(result, output / files[-1])
+        _picture_writer(result.kind)(result, output / files[-1])
     files.append(_sibling(stem, ".json"))
     write_sidecar(result, output / files[-1], {path.name: sha256 for path, sha256 in outputs.items()})
     main = next(iter(outputs))
     return Written(main, tuple(files), outputs[main])
+
+
+def _picture_writer(kind: OutputKind) -> Callable[[Result, Path], None]:
+    if kind.unit != "score":
+        return write_preview
+    return write_bscans if kind.modality in EYE_MODALITIES else write_overlay
 
 
 def _write_nifti(result: Result, output: Path, stem: PurePosixPath) -> tuple[PurePosixPath, list[PurePosixPath]]:

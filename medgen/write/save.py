@@ -16,11 +16,12 @@ from medgen.case import Case, Kind, OutputKind, Result
 from medgen.errors import OutputError
 from medgen.geometry import Grid
 from medgen.provenance import Provenance
-from medgen.read.volume import VOLUME_MARK
+from medgen.read.oct import PICTURE_EXTENSIONS
+from medgen.read.volume import SPACING_MARK, VOLUME_MARK
 from medgen.write.nifti import write_nifti
 from medgen.write.result import output_stem
 
-_NIFTI_EXTENSIONS = (".nii.gz", ".nii")
+_KINDS: dict[Kind, tuple[str, ...]] = {"nifti": (".nii.gz", ".nii"), "picture": PICTURE_EXTENSIONS}
 
 _log = logging.getLogger(__name__)
 
@@ -29,10 +30,11 @@ class SaveResultd(SaveImaged):  # type: ignore[misc]  # MONAI is untyped
     """Writes a prediction as NIfTI on its input's grid, with the names and the rounding of `medgen run`.
 
     It is a `SaveImaged`, so that whoever loads a bundle and saves by itself (MONAI Label, `medgen run`) knows to leave
-    it out. A DICOM series becomes NIfTI too: `medgen run` writes DICOM.
+    it out. DICOM and pictures become NIfTI too: `medgen run` writes DICOM.
 
     Items say by `stem`, as those of `medgen.read.discover.datalist` do, what they are called; without it a NIfTI file
-    is called by its path below `dataset_dir`, and a DICOM series by a hash of that path, which may hold a name.
+    or a picture is called by its path below `dataset_dir`, and a DICOM series by a hash of that path, which may hold a
+    name.
 
     Args:
         keys: of the predictions, MetaTensors `(1, X, Y, Z)` back on the input's grid (after `Invertd`).
@@ -87,13 +89,13 @@ class SaveResultd(SaveImaged):  # type: ignore[misc]  # MONAI is untyped
 
 def _case(source: str, stem: str, dataset_dir: str) -> Case:
     """The case that a file, as MONAI's metadata names it, belongs to."""
-    path = Path(source.partition(VOLUME_MARK)[0])
-    extension = next((e for e in _NIFTI_EXTENSIONS if path.name.lower().endswith(e)), ".dcm")
-    kind: Kind = "dicom" if extension == ".dcm" else "nifti"
+    path = Path(source.partition(VOLUME_MARK)[0].partition(SPACING_MARK)[0])
+    known = ((e, kind) for kind, ends in _KINDS.items() for e in ends if path.name.lower().endswith(e))
+    extension, kind = next(known, (".dcm", "dicom"))
     relative = PurePosixPath(path.name)
     if dataset_dir and path.is_relative_to(dataset_dir):
         relative = PurePosixPath(path.relative_to(dataset_dir).as_posix())
-    if not stem and kind == "nifti":
+    if not stem and kind != "dicom":
         stem = str(relative.with_name(relative.name[: -len(extension)]))
     elif not stem:
         stem = f"dicom-{hashlib.sha256(source.encode('utf-8', 'surrogateescape')).hexdigest()[:12]}"

@@ -54,4 +54,4 @@ def sidecar(result: Result, outputs: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _findings(findings: Findings) -> dict[str, Any]:
-    return {"Score": findings.score, "PSimulated": findings.p_simulated, "Reference": findings.reference}
+    return {"Score": findings.score, "PScan": findings.p_scan, "Reference": findings.reference}

@@ -97,12 +97,15 @@ def references_of(source: Sequence[Plane], planes: Planes) -> tuple[tuple[Refere
 
     Returns:
         One tuple per derived slice; all source slices where the two series are not parallel; empty without a source.
+        Source slices of as many that do not say where they lie (B-scans) correspond by their order.
     """
     everything = tuple(
         Reference(p.sop_uid, p.frame + 1 if p.coding.frames > 1 else None, p.instance, p.thickness_mm) for p in source
     )
     if not source:
         return ((),) * len(planes.positions)
+    if len(source) == len(planes.positions) and all(p.position is None for p in source):
+        return tuple((one,) for one in everything)
     through = _source_directions(source)[2]
     normal = np.cross(planes.orientation[:3], planes.orientation[3:])
     if abs(float(through @ normal)) < _PARALLEL_COSINE or any(p.position is None for p in source):

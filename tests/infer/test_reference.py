@@ -50,7 +50,7 @@ def test_p_values_of_the_sick_are_small() -> None:
     findings = REFERENCE.judge(REGIONS, 9.0)
     assert [region.p for region in findings.regions] == [1 / 201, 1.0]
     assert findings.score == 9.0
-    assert findings.p_simulated == 1 / 25
+    assert findings.p_scan == 1 / 25
 
 
 def test_it_says_what_it_rests_on() -> None:
@@ -63,7 +63,7 @@ def test_it_says_what_it_rests_on() -> None:
 def test_a_scan_outside_of_the_reference_is_not_scored_as_sick(flag: str) -> None:
     findings = REFERENCE.judge(REGIONS, 9.0, ["regridded", flag])
     assert findings.score is None
-    assert findings.p_simulated is None
+    assert findings.p_scan is None
     assert [region.p for region in findings.regions] == [None, None]
     assert flag in findings.reference
     assert REFERENCE.judge(REGIONS, 9.0, ["regridded"]).score == 9.0
@@ -76,7 +76,7 @@ def test_a_scan_prepared_in_another_way_or_of_other_voxels_is_not_compared() -> 
     assert REFERENCE.flags_of((1.0, 1.0, 1.2)) == ()
     assert thick.flags_of((0.45, 0.45, 5.0)) == ()
     assert thick.flags_of((1.0, 1.0, 1.0)) == REFERENCE.flags_of((0.45, 0.45, 5.0)) == ("reference-resolution",)
-    assert thick.judge(REGIONS, 9.0).p_simulated is None  # simulated scans are of 1 mm
+    assert thick.judge(REGIONS, 9.0).p_scan is None  # simulated scans are of 1 mm
 
 
 def test_a_scan_with_too_few_regions_has_no_p() -> None:
@@ -148,7 +148,7 @@ def test_voxels_unlike_those_of_the_healthy_scans_are_outside() -> None:
 
 def test_without_simulated_scans_a_scan_has_no_p_value() -> None:
     findings = dataclasses.replace(REFERENCE, simulated=()).judge(REGIONS, 9.0)
-    assert findings.p_simulated is None
+    assert findings.p_scan is None
     assert "scans not" in findings.reference
 
 

@@ -12,6 +12,8 @@ import pytest
 from medgen.case import Case
 from medgen.errors import NoInputError
 from medgen.read.discover import datalist, find_cases, input_sha256, require_cases
+from medgen.simulate.ophthalmic import as_photograph, write_opt
+from tests.read.eyes import bscan, save, volume
 from tests.read.series import SHAPE, oblique_affine, voxels, write, write_enhanced
 
 SECRETS = {"PatientName": "Möller^Änne", "PatientID": "ID-4711", "PatientBirthDate": "19610203"}
@@ -23,7 +25,7 @@ def nifti(path: Path) -> Path:
     return path
 
 
-def found(source: Path, **options: bool) -> list[Case]:
+def found(source: Path, **options: object) -> list[Case]:
     return find_cases(source, salt=b"salt", **options)
 
 
@@ -218,3 +220,119 @@ def test_the_content_hash_follows_content_not_names(tmp_path: Path) -> None:
         stream.seek(-1, os.SEEK_END)
         stream.write(b"\x77")
     assert input_sha256(found(tmp_path)[0]) != before
+
+
+def eyes(source: Path, **options: object) -> list[Case]:
+    return found(source, modality="OPT", **options)
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Path:
+    """B-scans of every kind, and what a bundle of B-scans must not score."""
+    save(tmp_path / "in/A.PNG", bscan())
+    save(tmp_path / "in/sub/v.tif", volume())
+    save(tmp_path / "in/tiny.jpg", bscan(shape=(32, 80)))
+    write_opt(
+        tmp_path / "in/Möller/1.dcm", volume(), laterality="R", edit=lambda d: setattr(d, "PatientName", "Möller")
+    )
+    write_opt(tmp_path / "in/Möller/2.dcm", volume(), laterality="L")
+    nifti(tmp_path / "in/brain.nii.gz")
+    write(tmp_path / "in/brain", ProtocolName="localizer")
+    write(tmp_path / "in/shot", SOPClassUID="1.2.840.10008.5.1.4.1.1.7", SeriesInstanceUID="1.2.9")
+    (tmp_path / "in/readme.txt").write_text("no image")
+    return tmp_path / "in"
+
+
+def test_a_bundle_of_eyes_takes_b_scans_and_refuses_volumes_of_anything_else(mixed: Path) -> None:
+    cases = {str(c.relative): c for c in eyes(mixed)}
+    taken = [c for c in cases.values() if not (c.excluded or c.refused)]
+    assert sorted((c.kind, c.modality, c.description) for c in taken) == [
+        ("dicom", "OPT", "Macula, left eye"),
+        ("dicom", "OPT", "Macula, right eye"),
+        ("picture", "", "8-bit PNG"),
+        ("picture", "", "8-bit TIFF of 5 pages"),
+    ]
+    assert all(c.name.startswith("dicom-") and "Möller" not in c.name for c in taken if c.kind == "dicom")
+    assert len({c.name for c in cases.values()}) == len(cases) == 8
+    assert (str(cases["A.PNG"].stem), cases["A.PNG"].extension) == ("A", ".PNG")
+    expected = "expected OCT B-scans (JPEG, PNG, TIFF, or DICOM OPT/OP), got "
+    assert cases["brain.nii.gz"].refused == expected + "a NIfTI file"
+    assert cases["brain"].refused == expected + "DICOM of modality MR"
+    assert "64 x 64 pixels or more, got 32 x 80" in cases["tiny.jpg"].refused
+    assert cases["shot"].excluded == "secondary capture"
+
+
+def test_for_any_other_bundle_pictures_and_eyes_are_what_they_were(mixed: Path) -> None:
+    for cases in (found(mixed), found(mixed, modality="MR")):
+        assert [str(c.relative) for c in cases if not c.excluded] == ["brain.nii.gz"]
+        assert {c.kind for c in cases} == {"nifti", "dicom"}
+        assert sum(c.excluded == "modality OPT: not a CT, MR or PET volume image" for c in cases) == 2
+    (alone,) = found(mixed / "A.PNG")
+    assert alone.excluded == "not a format that medgen reads (NIfTI or DICOM)"
+
+
+def test_two_pictures_never_share_a_stem(tmp_path: Path) -> None:
+    for name in ("a.png", "a.jpg", "A.tif", "b.png"):
+        save(tmp_path / name, bscan())
+    cases = eyes(tmp_path)
+    assert len({str(c.stem).lower() for c in cases}) == len({c.name for c in cases}) == 4
+    assert [str(c.stem) for c in cases if c.name == "b.png"] == ["b"]
+
+
+def test_hashed_pictures(tmp_path: Path) -> None:
+    save(tmp_path / "Anna.png", bscan())
+    (tmp_path / "Berta.jpg").write_bytes(b"")
+    for case in eyes(tmp_path, hash_paths=True):
+        assert case.name.startswith("picture-")
+        assert not {"Anna", "Berta"} & set(f"{case.name}|{case.stem}|{case.refused}".replace(".", "|").split("|"))
+
+
+def test_pictures_of_an_earlier_output_are_no_input(tmp_path: Path) -> None:
+    save(tmp_path / "a.png", bscan())
+    save(tmp_path / "out/a_heat.png", bscan())
+    (tmp_path / "out/.medgen").mkdir()
+    assert [c.name for c in eyes(tmp_path)] == ["a.png"]
+
+
+def test_copies_of_an_eye_are_one_case_and_a_photograph_is_one(tmp_path: Path) -> None:
+    path = write_opt(tmp_path / "1.dcm", volume())
+    shutil.copy(path, tmp_path / "copy.dcm")
+    write_opt(tmp_path / "op.dcm", volume(), seed=1, edit=as_photograph)
+    first, second = sorted(eyes(tmp_path), key=lambda c: c.modality, reverse=True)
+    assert (first.flags, second.modality) == (("duplicates-dropped",), "OP")
+
+
+def bscan_manifest(folder: Path, **case: object) -> Path:
+    about = {"schema": "medgen-manifest-1", "name": "n", "description": "d", "license": "l", "source": "s"}
+    (folder / "m.json").write_text(json.dumps(about | {"cases": [{"patient": "p", "split": "test", **case}]}))
+    return folder / "m.json"
+
+
+def test_a_manifest_lists_the_b_scans_of_a_volume_in_order(tmp_path: Path) -> None:
+    files = [{"path": save(tmp_path / f"{9 - k}.png", bscan(k)).name, "sha256": "0" * 64} for k in range(3)]
+    spacing = {"lateral": 11.5, "axial": 3.87, "between": 240}
+    (case,) = eyes(bscan_manifest(tmp_path, bscans=files, spacing_um=spacing))
+    assert [f.name for f in case.files] == ["9.png", "8.png", "7.png"]
+    assert (case.spacing_um, case.flags, case.description) == ((11.5, 3.87, 240.0), (), "8-bit PNG, 3 files")
+    assert case.grid is not None
+    np.testing.assert_allclose(case.grid.spacing_mm, (0.0115, 0.00387, 0.24))
+    (turned,) = eyes(bscan_manifest(tmp_path, bscans=files[::-1], spacing_um=spacing))
+    (unsaid,) = eyes(bscan_manifest(tmp_path, bscans=files))
+    assert len({input_sha256(c) for c in (case, turned, unsaid)}) == 3
+    (tmp_path / "8.png").unlink()
+    assert "8.png: expected a JPEG" in eyes(tmp_path / "m.json")[0].refused
+    assert [bool(c.excluded or c.refused) for c in found(tmp_path / "m.json")] == [True, True, True]
+
+
+def test_a_manifest_of_single_jpegs_is_an_input(tmp_path: Path) -> None:
+    save(tmp_path / "a.jpeg", bscan())
+    files = {"image": {"path": "a.jpeg", "sha256": "0" * 64}}
+    assert [c.name for c in eyes(bscan_manifest(tmp_path, files=files))] == ["a.jpeg"]
+
+
+def test_datalist_of_b_scans(mixed: Path) -> None:
+    items = datalist(str(mixed), modality="OPT")
+    assert [i["stem"] for i in items[:2]] == ["A", "sub/v"]
+    assert items[0]["image"] == str(mixed / "A.PNG")
+    assert sum(isinstance(i["image"], str) and i["image"].endswith(".dcm") for i in items) == 2
+    assert [i for i in items if i["stem"] == "brain"]  # listed, so that reading it raises the reason

@@ -10,10 +10,12 @@ import pytest
 
 from medgen.errors import ManifestError
 from medgen.read.manifest import (
+    Listed,
     check_manifest,
     datalist_from_manifest,
     find_manifest,
     image_paths,
+    listed_images,
     load_manifest,
     where_to_get,
 )
@@ -63,6 +65,51 @@ def test_the_datalist_of_a_split(tmp_path: Path, manifest: dict[str, Any]) -> No
     assert items[1]["target"] == str(tmp_path / "a/2/target.nii.gz")
     with pytest.raises(ManifestError, match="expected a split of train, validation, test, got valid"):
         datalist_from_manifest(save(tmp_path, manifest), "valid", tmp_path)
+
+
+def test_a_case_may_have_a_class(tmp_path: Path, manifest: dict[str, Any]) -> None:
+    manifest["cases"][0]["class"] = "normal"
+    path = save(tmp_path, manifest)
+    assert check_manifest(path) == []
+    assert [item.get("class") for item in datalist_from_manifest(path, "train")] == ["normal", None]
+    manifest["cases"][0]["class"] = ""
+    assert check_manifest(save(tmp_path, manifest)) == ["cases/0/class: '' should be non-empty"]
+
+
+def with_bscans(folder: Path, manifest: dict[str, Any]) -> None:
+    case = manifest["cases"][0]
+    del case["files"]["image"]
+    case["bscans"] = [file(folder, f"a/{n}.png") for n in range(3)]
+    case["spacing_um"] = {"lateral": 11.5, "axial": 3.87}
+
+
+def test_b_scans_in_place_of_an_image(tmp_path: Path, manifest: dict[str, Any]) -> None:
+    with_bscans(tmp_path, manifest)
+    path = save(tmp_path, manifest)
+    assert check_manifest(path) == []
+    item = datalist_from_manifest(path, "train", tmp_path)[0]
+    assert item["image"] == [f"{tmp_path}/a/0.png#spacing_um:11.5,3.87", *(f"{tmp_path}/a/{n}.png" for n in (1, 2))]
+    assert item["target"] == str(tmp_path / "a/1/target.nii.gz")
+    listed = Listed.parse(item["image"])
+    assert (listed.spacing_um, listed.marked()) == ((11.5, 3.87), item["image"])
+    assert listed_images(path)[1][0] == listed
+    assert len(image_paths(path)[1]) == 6
+    del manifest["cases"][0]["files"]
+    assert check_manifest(save(tmp_path, manifest)) == []
+    assert load_manifest(path)["cases"][0]["files"] == {}
+
+
+def test_what_is_wrong_with_b_scans_is_named(tmp_path: Path, manifest: dict[str, Any]) -> None:
+    with_bscans(tmp_path, manifest)
+    (tmp_path / "a/1.png").write_text("other")
+    manifest["cases"][0]["bscans"][2] = manifest["cases"][0]["bscans"][0]
+    problems = check_manifest(save(tmp_path, manifest))
+    assert "cases/0/bscans/0 and cases/0/bscans/2 have the same path: bscan a/0.png" in problems
+    assert "cases/0/bscans/1: a/1.png is not the file whose sha256 the manifest states" in problems
+    manifest["cases"][0]["files"]["image"] = manifest["cases"][0]["bscans"][0]
+    assert any("cases/0/files" in problem for problem in check_manifest(save(tmp_path, manifest)))
+    del manifest["cases"][0]["bscans"], manifest["cases"][0]["files"]
+    assert "cases/0: 'files' is a required property" in check_manifest(save(tmp_path, manifest))
 
 
 def leak(manifest: dict[str, Any]) -> None:
