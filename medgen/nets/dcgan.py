@@ -84,6 +84,8 @@ class ImageJudge(nn.Module):
         slope: of LeakyReLU, for a gradient also where a unit is off.
         dropout: share of feature maps that is dropped in training: blunts a judge that wins too easily.
         spectral: divide each weight by its largest singular value (Miyato et al., ICLR 2018).
+        size: of the images, all of one; the last layer then sees where each feature lies, as the paper's does. None
+            averages the features: images of any size, judged alike wherever their parts lie.
     """
 
     def __init__(
@@ -94,16 +96,18 @@ class ImageJudge(nn.Module):
         slope: float = 0.2,
         dropout: float = 0.0,
         spectral: bool = True,
+        size: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        self.slope = slope
+        self.slope, self.placed = slope, size is not None
         convolutions = [
             _CONV[dimensions](a, b, 2 * _STRIDE, stride=_STRIDE, padding=1)
             for a, b in pairwise([in_channels, *channels])
         ]
         self.layers = nn.ModuleList(spectral_norm(layer) if spectral else layer for layer in convolutions)
         self.drop = _DROPOUT[dimensions](dropout)
-        self.last = nn.Linear(channels[-1], 1)
+        places = math.prod(n // _STRIDE ** len(channels) for n in size) if size is not None else 1
+        self.last = nn.Linear(channels[-1] * places, 1)
 
     def forward(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Returns logits `(B, 1)` and features, finest first."""
@@ -112,8 +116,45 @@ class ImageJudge(nn.Module):
         for layer in self.layers:
             x = self.drop(functional.leaky_relu(layer(x), self.slope))
             features.append(x)
-        logits: Tensor = self.last(x.flatten(2).mean(2))
+        logits: Tensor = self.last(x.flatten(1) if self.placed else x.flatten(2).mean(2))
         return logits, features
+
+
+class LatentEncoder(nn.Module):
+    """Maps images `(B, C, ...)` of one size to latents `(B, L)`: the way back of a `LatentGenerator`.
+
+    Args:
+        latent: length of a latent.
+        size: of the images.
+        channels: width after each strided convolution; each halves the size.
+        in_channels: of the images.
+        slope: of LeakyReLU.
+    """
+
+    def __init__(
+        self,
+        latent: int,
+        size: Sequence[int],
+        channels: Sequence[int] = (32, 64, 128),
+        in_channels: int = 1,
+        slope: float = 0.2,
+    ) -> None:
+        super().__init__()
+        self.slope = slope
+        self.layers = nn.ModuleList(
+            _CONV[len(size)](a, b, 2 * _STRIDE, stride=_STRIDE, padding=1)
+            for a, b in pairwise([in_channels, *channels])
+        )
+        self.norms = nn.ModuleList(nn.GroupNorm(_groups(width), width) for width in channels)
+        self.last = nn.Linear(channels[-1] * math.prod(n // _STRIDE ** len(channels) for n in size), latent)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Returns the latents."""
+        x = image
+        for layer, norm in zip(self.layers, self.norms):  # noqa: B905 - TorchScript knows no strict
+            x = functional.leaky_relu(norm(layer(x)), self.slope)
+        latent: Tensor = self.last(x.flatten(1))
+        return latent
 
 
 def _groups(width: int) -> int:

@@ -34,7 +34,11 @@ NEAREST_LABELS_FLAG = "nearest-labels"
 # What of an inferer changes the result, and so belongs to a case's provenance, where the inferer has it.
 _SETTINGS_OF_INFERER = ("roi_size", "adapt", "overlap", "mode", "precision", "padding", "padding_mode", "sigma_scale")
 # Ids of a scoring bundle's config that change a score; a healthy reference is of one choice of them.
-_SETTINGS_OF_SCORES = ("contrast", "evidence", "evidence_smoothing", "erode_mm", "brain_shape")
+_SETTINGS_OF_SCORES = (
+    *("contrast", "evidence", "evidence_smoothing", "erode_mm", "brain_shape"),
+    *("finder", "stride", "feature_weight", "trend", "smoothing_columns"),
+)
+_BY_SLICE = ("SliceInferer", "AnoGanScorer")  # inferers that show a volume to a network of two dimensions
 _code_folder: list[str] = []  # the one bundle folder with `scripts/` that is on sys.path now
 
 
@@ -179,7 +183,7 @@ def _complete_config(entry: BundleFolder, metadata: Metadata) -> Path:
         missing = ["configs/inference.json, .yaml or .yml"]
     else:
         missing = [f"{name} in configs/{config.name}" for name in REQUIRED_IDS if name not in ids]
-    missing += metadata.data_problems(by_slice=_names(ids.get("inferer"), "SliceInferer"))
+    missing += metadata.data_problems(by_slice=any(_names(ids.get("inferer"), kind) for kind in _BY_SLICE))
     if no_weights := weights_problem(entry.folder):
         missing.append(no_weights)
     if missing or config is None:

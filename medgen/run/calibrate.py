@@ -19,6 +19,7 @@ from scipy.stats import binom, kstest
 from medgen.case import Case, RegionScore
 from medgen.errors import BundleError, InputError, IntensityError, MedgenError, NoInputError
 from medgen.geometry import spacing_mm
+from medgen.infer.bscans import ScoreBScansd
 from medgen.infer.reference import FOREIGN, Healthy, HealthyReference
 from medgen.infer.regions import EVIDENCE_KEY, REGIONS_KEY, SCAN_KEY, ScoreRegionsd, score_regions
 from medgen.prepare.brain import FOUND_FLAG
@@ -58,6 +59,7 @@ _TISSUES = ("csf", "grey", "white")
 _AXES = (("L", "R"), ("P", "A"), ("I", "S"))
 # People of the simulation differ in shape, too: more than their scans do in pose.
 _SHAPE: Mapping[str, Any] = {"max_turn": 5.0, "max_scale": 0.06, "max_bend": 6.0}
+NORMAL = "normal"  # class of a manifest's scan that shows nothing else
 _ALARM = 0.05
 _FIRST_SEED = 10_000  # far from the seeds of a training
 
@@ -118,30 +120,21 @@ def fit_reference(
         NoInputError: there are no controls, or none of a patient of whom weights are given, or none could be used.
         BundleError: the bundle does not score.
     """
-    if not bundle.scoring:
-        raise BundleError(f"expected a bundle that declares a healthy reference (`reference`), got {bundle.name}")
-    strangers = sorted(set(unseen or ()) - {control.patient for control in controls})
-    if not controls or strangers:
-        raise NoInputError(f"expected controls to calibrate on, got {', '.join(strangers) or 'none'} without a scan")
-    own = {name: value.clone() for name, value in bundle.network.state_dict().items()}
+    require_controls(bundle, controls, unseen or {})
     patients: dict[str, list[float]] = {}
     seen_by: dict[str, str] = {}
     sides: list[list[float]] = []
     heads = False
     total = len(controls) + len(simulated)
-    for number, control in enumerate(controls):
+    for number, (control, sha256) in enumerate(with_weights(bundle, controls, unseen or {})):
         listen(control.scan.name, number, total)
-        bundle.network.load_state_dict(own)
-        if control.patient in (unseen or {}):
-            load_weights(bundle.network, (unseen or {})[control.patient]).eval()
-            seen_by[control.patient] = file_sha256((unseen or {})[control.patient])
-        with _costing_itself(control.scan.name, leave_out):
+        seen_by[control.patient] = sha256
+        with costing_itself(control.scan.name, leave_out):
             image = read_image(control.scan)
             scores, found = healthy_regions(bundle, control, image)
             patients.setdefault(control.patient, []).extend(scores)
             sides.append(sorted(spacing_mm(np.asarray(image.affine)).tolist()))
             heads = heads or found
-    bundle.network.load_state_dict(own)
     if not any(patients.values()):
         raise NoInputError(
             f"expected healthy tissue in at least one of {len(controls)} scans, got none that can be used"
@@ -149,7 +142,7 @@ def fit_reference(
     people = []
     for number, image in enumerate(simulated):
         listen(f"simulated {number}", len(controls) + number, total)
-        with _costing_itself(f"simulated {number}", leave_out):
+        with costing_itself(f"simulated {number}", leave_out):
             people.append(score_simulated(bundle, image, number))
     return HealthyReference(
         weights_sha256=bundle.weights_sha256,
@@ -158,26 +151,62 @@ def fit_reference(
         finest_mm=_span([shortest for shortest, *_ in sides]),
         coarsest_mm=_span([longest for *_, longest in sides]),
         heads=heads,
-        patients=tuple(
-            Healthy(name, tuple(scores), None, seen_by.get(name, bundle.weights_sha256))
-            for name, scores in patients.items()
-        ),
+        patients=tuple(Healthy(name, tuple(scores), None, seen_by[name]) for name, scores in patients.items()),
         simulated=tuple(people),
     )
 
 
+def require_controls(bundle: OpenBundle, controls: Sequence[Control], unseen: Mapping[str, Path]) -> None:
+    """Refuses to calibrate on nothing.
+
+    Raises:
+        NoInputError: there are no controls, or none of a patient of whom weights are given.
+        BundleError: the bundle does not score.
+    """
+    if not bundle.scoring:
+        raise BundleError(f"expected a bundle that declares a healthy reference (`reference`), got {bundle.name}")
+    strangers = sorted(set(unseen) - {control.patient for control in controls})
+    if not controls or strangers:
+        raise NoInputError(f"expected controls to calibrate on, got {', '.join(strangers) or 'none'} without a scan")
+
+
+def with_weights(
+    bundle: OpenBundle, controls: Sequence[Control], unseen: Mapping[str, Path]
+) -> Iterator[tuple[Control, str]]:
+    """Yields controls and the SHA-256 of the weights that the bundle has for each; its own again at the end.
+
+    Args:
+        bundle: whose network gets the weights.
+        controls: in order.
+        unseen: by patient, weights of a model that was not trained on him.
+    """
+    own = {name: value.clone() for name, value in bundle.network.state_dict().items()}
+    for control in controls:
+        bundle.network.load_state_dict(own)
+        sha256 = bundle.weights_sha256
+        if control.patient in unseen:
+            load_weights(bundle.network, unseen[control.patient]).eval()
+            sha256 = file_sha256(unseen[control.patient])
+        yield control, sha256
+    bundle.network.load_state_dict(own)
+
+
 @contextmanager
-def _costing_itself(what: str, leave_out: LeaveOut) -> Iterator[None]:
+def costing_itself(what: str, leave_out: LeaveOut) -> Iterator[None]:
+    """Lets an input that cannot be used cost itself alone."""
     try:
         yield
     except InputError as error:
         leave_out(what, error)
 
 
-def controls_of(manifest: Path, split: str = "train", data_root: Path | None = None) -> list[Control]:
+def controls_of(
+    manifest: Path, split: str = "train", data_root: Path | None = None, modality: str = ""
+) -> list[Control]:
     """Returns the scans of a manifest's split: `image`, and `target` or `abnormal` where what is not healthy is masked.
 
     `abnormal` holds all that is not healthy, and perhaps more: enough to leave it out, no truth to be measured against.
+    Of scans with a class, those that are not normal are no controls. Scans are of `modality`, see `find_cases`.
 
     Raises:
         ManifestError: the manifest is not valid.
@@ -187,11 +216,11 @@ def controls_of(manifest: Path, split: str = "train", data_root: Path | None = N
     return [
         Control(
             item["patient"],
-            one_case(root, Path(item["image"])),
+            one_case(root, item["image"], modality),
             next((one_case(root, Path(item[role])) for role in ("target", "abnormal") if role in item), None),
         )
         for item in datalist_from_manifest(manifest, split, data_root)
-        if "image" in item
+        if "image" in item and item.get("class", NORMAL) == NORMAL
     ]
 
 
@@ -236,9 +265,9 @@ def scored(bundle: OpenBundle, case: Case, image: MetaTensor) -> dict[Any, Any]:
         BundleError: the bundle does not score.
     """
     steps = list(bundle.postprocessing.transforms)
-    last = next((n for n, step in enumerate(steps) if isinstance(step, ScoreRegionsd)), None)
+    last = next((n for n, step in enumerate(steps) if isinstance(step, ScoreRegionsd | ScoreBScansd)), None)
     if last is None:
-        raise BundleError(f"expected a bundle that scores regions (ScoreRegionsd), got {bundle.name}")
+        raise BundleError(f"expected a bundle that scores (ScoreRegionsd or ScoreBScansd), got {bundle.name}")
     predicted = predict.compute(bundle, predict.prepare(bundle, case, image))
     item: dict[Any, Any] = Compose(steps[: last + 1])(predicted.item)
     return item
@@ -325,7 +354,7 @@ def uniformities(reference: HealthyReference) -> list[Uniformity]:
         others = [np.delete(scans, n) for n in range(len(scans))]
         found.append(
             uniformity(
-                "scans, simulated",
+                "scans, simulated" if reference.simulated else "scans",
                 [(1 + (rest >= one).sum()) / (len(rest) + 1) for one, rest in zip(scans, others, strict=True)],
             )
         )

@@ -19,6 +19,7 @@ from monai.data import ImageReader, MetaTensor, decollate_batch, list_data_colla
 from medgen.case import Case, Findings, Result
 from medgen.errors import BundleError, DeviceError, GeometryError, IntensityError, MedgenError, OutputError
 from medgen.geometry import Grid
+from medgen.infer.anogan import AnoGanScorer
 from medgen.infer.latent import LatentScorer
 from medgen.infer.memory import kept_memory
 from medgen.infer.reference import FOREIGN, OUTSIDE_FLAG
@@ -110,7 +111,7 @@ def compute(bundle: OpenBundle, prepared: Prepared) -> Predicted:
     batch = list_data_collate([prepared.item])
     images = batch[bundle.image_key]
     windows = isinstance(
-        bundle.inferer, WindowInferer | LatentScorer
+        bundle.inferer, WindowInferer | LatentScorer | AnoGanScorer
     )  # it moves window by window, and sees to precision itself
     inputs = images if windows else images.to(bundle.device)
     amp = bundle.amp and not windows and bundle.device.type == "cuda"

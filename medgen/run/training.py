@@ -17,9 +17,12 @@ from medgen.infer.memory import kept_memory
 from medgen.read.manifest import datalist_from_manifest
 from medgen.run.checkpoint import CheckpointKeeper
 from medgen.run.evaluate import Evaluation
-from medgen.run.job import evaluate_job
+from medgen.run.judge import judge
+from medgen.run.screen import Screened
 from medgen.simulate.brain import simulate_brain
 from medgen.simulate.head import shell_labels
+from medgen.simulate.oct import simulate_bscan
+from medgen.simulate.retina import AXIAL_UM, LATERAL_UM
 from medgen.simulate.sample import head_grid
 from medgen.simulate.signal import t1_weighted, t2_weighted
 from medgen.simulate.trunk import trunk_hu
@@ -188,6 +191,30 @@ def shell_heads(
     ]
 
 
+def simulated_bscans(
+    count: int, weight: float = 1.0, first_seed: int = 0, shape: tuple[int, int] = (512, 496)
+) -> list[dict[str, Any]]:
+    """Makes B-scans of healthy retinas by formula, `drawn` each.
+
+    Args:
+        count: simulated people.
+        weight: how often each is drawn, relative.
+        first_seed: of the first; people of different seeds are different people.
+        shape: of the B-scans [pixels].
+    """
+    affine = torch.diag(torch.tensor([-LATERAL_UM / 1000, -AXIAL_UM / 1000, 1.0, 1.0], dtype=torch.float64))
+    return [
+        {
+            "drawn": MetaTensor(
+                torch.from_numpy(simulate_bscan(seed, (shape[0], shape[1])).image)[None, ..., None], affine=affine
+            ),
+            "patient": f"simulated-{seed}",
+            "weight": weight,
+        }
+        for seed in range(first_seed, first_seed + count)
+    ]
+
+
 def start(
     trainer: Engine,
     items: Sequence[Any],
@@ -223,7 +250,7 @@ def start(
 
 def evaluate_split(
     bundle: str, manifest: str, dataset_dir: str, output_dir: str, split: str = "validation", device: str = "auto"
-) -> Evaluation:
+) -> Evaluation | Screened:
     """Runs a bundle on one split of a manifest that comes with medgen, as `medgen evaluate` does.
 
     Args:
@@ -239,7 +266,7 @@ def evaluate_split(
     """
     path = Path(manifest) if Path(manifest).is_file() else _manifest_dir() / manifest
     root = Path(dataset_dir) if dataset_dir else None
-    found = evaluate_job(bundle, path, Path(output_dir), split=split, data_root=root, device=device, trust=True)
+    found = judge(bundle, path, Path(output_dir), split=split, data_root=root, device=device, trust=True)
     _log.info("%s", found.table())
     return found
 
