@@ -1,13 +1,13 @@
 """How well, and how fast, does each way of finding the normal patch tell diseased retinas, beside simple answers?
 
 python benchmarks/oct_scores.py --unseen PATIENT[,PATIENT...]=WEIGHTS [--unseen ...] [--finder NAME ...]
-    [--bundle oct_anogan] [--data oct-kermany] [--data-root DIR] [--set KEY=VALUE ...]
+    [--bundle oct_anogan] [--data oct-kermany] [--data-root DIR] [--set KEY=VALUE ...] [--picture FILE]
 
 Every normal B-scan is scored by weights that were not trained on that person, such as
     medgen train oct_anogan --set "exclude=['655117', '655447']" -o FOLDER
 leaves; the simple answers are fitted on the same other people. Diseased B-scans, which no weights have seen, are dealt
-out to the weights in turn, so that each is scored once. Times are of one B-scan, all its patches, search and scoring;
-`one patch at a time` is the published way, timed on some patches of the first B-scan and multiplied.
+out to the weights in turn, so that each is scored once.
+Times beside scores are of a B-scan, search and scoring; those of the last table of a patch. All on the CPU.
 """
 
 import argparse
@@ -18,23 +18,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from monai.data import MetaTensor
+from PIL import Image
 
 from medgen.infer.anogan import AnoGanScorer, EncoderFinder, Finder, LatentSearch, find_finder
-from medgen.infer.regions import SCAN_KEY
+from medgen.infer.bscans import score_bscan
 from medgen.metrics.screening import NORMAL, screen, table
 from medgen.metrics.simple_oct import BASELINES
+from medgen.prepare.flatten import RETINA_KEY
 from medgen.read.manifest import SPLITS, datalist_from_manifest, find_data_root, find_manifest
 from medgen.read.reader import read_image
 from medgen.run import predict
 from medgen.run.bundle import OpenBundle, open_bundle
-from medgen.run.calibrate import scored
 from medgen.run.job import one_case
 from medgen.run.screen import flat_of
 from medgen.run.weights import load_weights
+from medgen.write.overlay import coloured
 
+_TOGETHER = 64  # patches in a batch, of some five B-scans
+_WIDE, _HIGH = 400, 124  # of a B-scan in the picture
 FINDERS: dict[str, Callable[[], Finder]] = {
-    "encoder": lambda: find_finder("encoder"),
+    "encoder": lambda: find_finder("encoder"),  # "auto" is fp32 on the CPU
     "encoder, bf16": lambda: EncoderFinder(precision="bf16"),
     "warm-search": lambda: find_finder("warm-search"),
     "warm-search, bf16": lambda: LatentSearch(25, start="encoder", patience=3, tolerance=2e-3, precision="bf16"),
@@ -51,7 +54,6 @@ class Scan:
     kind: str
     name: str
     prepared: predict.Prepared
-    image: MetaTensor
     weights: Path
 
 
@@ -64,12 +66,17 @@ def main() -> None:
     parser.add_argument("--data", default="oct-kermany")
     parser.add_argument("--data-root", type=Path)
     parser.add_argument("--set", action="append", default=[], dest="changes", metavar="KEY=VALUE")
+    parser.add_argument("--times-only", action="store_true", help="leave the scores out")
     parser.add_argument("--timed", type=int, default=3, help="patches that are searched one at a time, for the time")
+    parser.add_argument("--picture", type=Path, help="a PNG of a B-scan of each class: flat, made normal, its map")
     options = parser.parse_args()
-    bundle = open_bundle(options.bundle, changes=options.changes, reference=False)
+    bundle = open_bundle(options.bundle, device="cpu", changes=options.changes, reference=False)
     groups = [(one.partition("=")[0].split(","), Path(one.partition("=")[2])) for one in options.unseen]
     scans = scans_of(bundle, find_manifest(Path(options.data)), options.data_root, groups)
     kinds, patients = [scan.kind for scan in scans], [scan.patient for scan in scans]
+    if options.times_only:
+        speeds(bundle, scans, options.timed)
+        return
     found = {name: screen(simple_scores(name, scans), kinds, patients) for name in BASELINES}
     seconds = dict.fromkeys(found, 0.0)
     for name in options.finder or list(FINDERS):
@@ -82,7 +89,9 @@ def main() -> None:
             f"others {span(values, kinds, normal=False)}"
         )
     say(table(found))
-    speeds(bundle, scans[0], options.timed)
+    if options.picture:
+        write_picture(bundle, [scan for scan in scans if scan.name in shown(scans)], options.picture)
+    speeds(bundle, scans, options.timed)
 
 
 def scorer(bundle: OpenBundle) -> AnoGanScorer:
@@ -101,15 +110,14 @@ def scans_of(
     for split in SPLITS:
         for item in datalist_from_manifest(manifest, split, data_root):
             case = one_case(root, item["image"], bundle.metadata.modality_in)
-            image = read_image(case)
             if item["class"] == NORMAL:
                 weights = next((file for names, file in groups if item["patient"] in names), None)
                 if weights is None:
                     continue
             else:
                 weights, dealt = groups[dealt % len(groups)][1], dealt + 1
-            prepared = predict.prepare(bundle, case, image)
-            scans.append(Scan(item["patient"], item["class"], case.name, prepared, image, weights))
+            prepared = predict.prepare(bundle, case, read_image(case))
+            scans.append(Scan(item["patient"], item["class"], case.name, prepared, weights))
     return scans
 
 
@@ -134,32 +142,65 @@ def scores_of(bundle: OpenBundle, scans: list[Scan]) -> tuple[list[float], float
                 continue
             start = time.perf_counter()
             with torch.no_grad():
-                bundle.inferer(scan.prepared.item["image"][None], bundle.network)
+                heat = bundle.inferer(scan.prepared.item["image"][None], bundle.network)
             took += time.perf_counter() - start
-            values[scan.name] = float(scored(bundle, scan.prepared.case, scan.image)[SCAN_KEY])
+            plane, retina = heat.as_tensor()[0, 0, ..., 0].numpy(), flat_of(scan.prepared)[1]
+            values[scan.name] = score_bscan(plane, retina)
     return [values[scan.name] for scan in scans], took / len(scans)
 
 
-def speeds(bundle: OpenBundle, scan: Scan, timed: int) -> None:
-    """Prints the time of one B-scan by each way, beside the published one."""
-    planes = scan.prepared.item["image"].as_tensor().float().movedim(-1, 0)
-    tool = scorer(bundle)
-    count = len(_cut(tool, planes))
+def shown(scans: list[Scan]) -> list[str]:
+    """Returns the middle scan of each class, the normal one first."""
+    kinds = sorted({scan.kind for scan in scans}, key=lambda kind: (kind != NORMAL, kind))
+    groups = [[scan.name for scan in scans if scan.kind == kind] for kind in kinds]
+    return [names[len(names) // 2] for names in groups]
 
-    def seconds(finder: Finder, batch: int = 64, patches: int = count) -> float:
+
+def write_picture(bundle: OpenBundle, scans: list[Scan], path: Path) -> None:
+    """Writes a row for each scan: the flattened B-scan, the normal one that it is taken for, and the map over it."""
+    tool, rows = scorer(bundle), []
+    tool.finder = find_finder("encoder")
+    for scan in sorted(scans, key=lambda scan: scan.kind != NORMAL):
+        load_weights(bundle.network, scan.weights).eval()
+        planes = scan.prepared.item["image"].as_tensor().float().movedim(-1, 0)
+        with torch.no_grad():
+            normal, _ = tool.restored(bundle.network, planes)
+            heat = tool(planes[:, :, :, :, None], bundle.network)
+        heat = heat[0, 0, ..., 0] * scan.prepared.item[RETINA_KEY][0, ..., 0]
+        grey = [_grey(plane) for plane in (planes[0, 0], normal[0, 0])]
+        rows.append([grey[0].convert("RGB"), grey[1].convert("RGB"), coloured(grey[0], _grey(heat * 2.5 - 1))])
+    page = Image.new("RGB", (3 * _WIDE, _HIGH * len(rows)))
+    for number, row in enumerate(rows):
+        for column, picture in enumerate(row):
+            page.paste(picture.resize((_WIDE - 4, _HIGH - 4)), (column * _WIDE, number * _HIGH))
+    page.save(path)
+
+
+def _grey(plane: torch.Tensor) -> Image.Image:
+    """A band `(X, rows)` of -1 to 1 as a picture, 256 columns of it at most."""
+    return Image.fromarray(((plane[:256].T + 1) * 127.5).clamp(0, 255).to(torch.uint8).numpy())
+
+
+def speeds(bundle: OpenBundle, scans: list[Scan], timed: int) -> None:
+    """Prints the time of a patch by each way, many at once, beside the published one."""
+    tool = scorer(bundle)
+    patches = torch.cat([_cut(tool, scan.prepared.item["image"].as_tensor().float().movedim(-1, 0)) for scan in scans])
+    patches = patches[:_TOGETHER]
+
+    def seconds(finder: Finder, batch: int = _TOGETHER, count: int = _TOGETHER) -> float:
         finder.batch = batch  # type: ignore[attr-defined]
-        some = _cut(tool, planes)[:patches]
-        finder(bundle.network, some)  # type: ignore[arg-type]  # warm-up: memory, kernels
+        some = patches[:count]
+        LatentSearch(2, precision=finder.precision, batch=batch)(bundle.network, some)  # type: ignore[attr-defined,arg-type]
         start = time.perf_counter()
         finder(bundle.network, some)  # type: ignore[arg-type]
-        return (time.perf_counter() - start) * count / patches
+        return (time.perf_counter() - start) / len(some)
 
-    say(f"a B-scan of {count} patches:")
-    published = seconds(LatentSearch(), batch=1, patches=timed)
-    say(f"  {'search, 500 steps, one patch at a time':44} {published:9.3f} s")
+    published = seconds(LatentSearch(precision="fp32"), batch=1, count=timed)
+    say(f"a patch, of {len(patches)} together:")
+    say(f"  {f'search, 500 steps, one at a time ({timed} timed)':44} {published:9.3f} s")
     for name, make in FINDERS.items():
         one = seconds(make())
-        say(f"  {name:44} {one:9.4f} s  {published / one:9.1f} times faster")
+        say(f"  {name:44} {one:9.5f} s  {published / one:9.1f} times faster")
 
 
 def _cut(tool: AnoGanScorer, planes: torch.Tensor) -> torch.Tensor:

@@ -39,11 +39,12 @@ class InversionTrainer(LatentTrainer):
         latent: draws latents.
         encoder: maps images to latents.
         options: those of `LatentTrainer`; `average`: of the generator, required; `encoder_average`: follows the
-            encoder, or None; `encoder_epoch`: the first in which the encoder learns; `feature_weight` (1): kappa, of
-            the mean squared difference of features beside that of images; `features`: how the judge's are read.
+            encoder, or None; `gan_share` (0.6): of the epochs, rounded down, are the GAN's; `feature_weight` (1):
+            kappa, of the mean squared difference of features beside that of images; `features`: how the judge's are
+            read.
 
     Raises:
-        ValueError: there is no average of the generator, or the encoder would never learn.
+        ValueError: there is no average of the generator, or the share leaves the encoder no epoch.
 
     Source: Schlegl et al., Medical Image Analysis 54:30, 2019, equation 4 (`izi_f`).
     """
@@ -62,17 +63,20 @@ class InversionTrainer(LatentTrainer):
         chosen = dict(options)
         average: MovingAverage | None = chosen.pop("average", None)
         encoder_average: MovingAverage | None = chosen.pop("encoder_average", None)
-        self.encoder_epoch = int(chosen.pop("encoder_epoch"))
+        gan_share = float(chosen.pop("gan_share", 0.6))
+        self.encoder_epoch = int(gan_share * max_epochs + 1e-9) + 1
         self.feature_weight = float(chosen.pop("feature_weight", 1.0))
         self.features: Features = chosen.pop("features", last_features)
-        if average is None or not 1 < self.encoder_epoch <= max_epochs:
+        if average is None or not 0 <= gan_share < 1:
             raise ValueError(
-                "expected an average of the generator and an encoder_epoch after 1 and within max_epochs, got "
-                f"{type(average).__name__}, {self.encoder_epoch} of {max_epochs}"
+                "expected an average of the generator and a gan_share of 0 or more and below 1, got "
+                f"{type(average).__name__} and {gan_share:g}"
             )
         self.encoder, self.inverted = encoder, average.network
         share_weights(encoder.network)
         super().__init__(device, max_epochs, train_data_loader, generator, adversary, latent, average, chosen)
+        if self.half is torch.float16:  # as the others have been given one
+            encoder.scaler = encoder.scaler or torch.amp.GradScaler(torch.device(device).type)
         self.players.append(encoder)
         self.averages.append((encoder, encoder_average))
 

@@ -7,8 +7,8 @@ A network has `encode`, `decode` and `features`, as `medgen.nets.anogan.AnoGan`.
 Source: Schlegl et al., IPMI 2017 (AnoGAN) and Medical Image Analysis 54:30, 2019 (f-AnoGAN).
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any, Literal, Protocol
 
@@ -17,6 +17,7 @@ from monai.data import MetaTensor
 from monai.inferers import Inferer
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import parametrize
 
 from medgen.errors import BundleError
 from medgen.infer.windows import Precision
@@ -76,11 +77,11 @@ class LatentSearch:
             steps.
         tolerance: see `patience`.
         batch: searches that run together.
-        seed: of the draws.
+        seed: of the draws; all patches begin at the same.
         precision: of the network.
 
     Attributes:
-        steps_taken: of the last call: the mean over patches.
+        steps_taken: of the last call: the mean over patches and restarts.
 
     Source: Schlegl et al., IPMI 2017, equations 3 to 5; 500 steps and lambda 0.1 are theirs.
     """
@@ -88,7 +89,7 @@ class LatentSearch:
     def __init__(  # noqa: PLR0913, PLR0917 - the settings of a search, each with the paper's value or off
         self,
         steps: int = 500,
-        rate: float = 0.02,
+        rate: float = 0.1,
         weight: float = 0.1,
         start: Literal["normal", "encoder"] = "normal",
         restarts: int = 1,
@@ -110,20 +111,17 @@ class LatentSearch:
 
     def __call__(self, network: Inverse, patches: Tensor) -> Tensor:
         """Returns normal patches `(B, 1, X, Y)`, float32."""
-        best = torch.zeros_like(patches)
-        lowest = torch.full((len(patches),), torch.inf, device=patches.device)
-        taken = 0
-        for restart in range(self.restarts):
-            starts = self._starts(network, patches, restart)
-            for first in range(0, len(patches), self.batch):
-                part = slice(first, first + self.batch)
-                found, loss, steps = self._descend(network, patches[part], starts[part])
-                taken += steps
-                better = loss < lowest[part]
-                best[part] = torch.where(better[:, None, None, None], found, best[part])
-                lowest[part] = torch.minimum(loss, lowest[part])
-        self.steps_taken = taken / max(len(patches), 1)
-        return best
+        shown = patches.repeat(self.restarts, 1, 1, 1)  # patches and restarts go together
+        with _settled(network):
+            starts = torch.cat([self._starts(network, patches, restart) for restart in range(self.restarts)])
+            parts = [
+                self._descend(network, shown[first : first + self.batch], starts[first : first + self.batch])
+                for first in range(0, len(shown), self.batch)
+            ]
+        found, losses = torch.cat([part for part, _, _ in parts]), torch.cat([loss for _, loss, _ in parts])
+        self.steps_taken = sum(steps for _, _, steps in parts) / max(len(shown), 1)
+        best = losses.reshape(self.restarts, len(patches)).argmin(0)
+        return found.reshape(self.restarts, *patches.shape)[best, torch.arange(len(patches), device=best.device)]
 
     @torch.no_grad()
     def _starts(self, network: Inverse, patches: Tensor, restart: int) -> Tensor:
@@ -131,9 +129,9 @@ class LatentSearch:
             latents = torch.cat([network.encode(part).float() for part in torch.split(patches, self.batch)])
         if self.start == "encoder" and restart == 0:
             return latents
-        # All patches' draws at once, on the CPU: the same whatever the batch and the device.
+        # One draw for all patches, on the CPU: the same whatever else is searched, the batch and the device.
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + restart)
-        return torch.randn(latents.shape, generator=generator).to(latents.device)
+        return torch.randn(latents.shape[1:], generator=generator).to(latents.device).expand_as(latents)
 
     def _descend(self, network: Inverse, patches: Tensor, starts: Tensor) -> tuple[Tensor, Tensor, int]:
         """Returns the patches found, their losses, and how many steps were taken over all."""
@@ -225,7 +223,7 @@ class AnoGanScorer(Inferer):  # type: ignore[misc]  # MONAI is untyped
         size: Sequence[int] = (64, 64),
         stride: int = 16,
         weight: float = 0.1,
-        trend: float = 24.0,
+        trend: float = 16.0,
         smoothing: float = 1.0,
     ) -> None:
         super().__init__()
@@ -257,13 +255,14 @@ class AnoGanScorer(Inferer):  # type: ignore[misc]  # MONAI is untyped
             raise BundleError(
                 f"expected bands of {self.size[1]} rows and {self.size[0]} columns or more, got {inputs.shape}"
             )
-        heat = self._heat(network, planes.to(device)).to(inputs.device)
+        with _settled(network):
+            heat = self._heat(network, planes.to(device)).to(inputs.device)
         back = heat.reshape(len(plain), plain.shape[-1], *heat.shape[1:]).movedim(1, -1)
         return MetaTensor(back, meta=inputs.meta) if isinstance(inputs, MetaTensor) else back
 
     def restored(self, network: Any, planes: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ANN401 - see `Inverse`
         """Returns the normal B-scans `(N, 1, X, rows)` of such, and how much features differ there, 0 to 1."""
-        starts = _starts(planes.shape[2], self.size[0], self.stride)
+        starts = patch_starts(planes.shape[2], self.size[0], self.stride)
         patches = torch.cat([planes[:, :, start : start + self.size[0]] for start in starts])
         normal = self.finder(network, patches)
         with torch.no_grad():
@@ -286,7 +285,7 @@ class AnoGanScorer(Inferer):  # type: ignore[misc]  # MONAI is untyped
 
 
 def gaussian(planes: Tensor, columns: float, rows: float) -> Tensor:
-    """Returns planes `(N, 1, X, Y)` after a Gaussian of these standard deviations, the border repeated.
+    """Returns planes `(N, 1, X, Y)` after a Gaussian of these standard deviations, mirrored at the border.
 
     Example:
         >>> round(float(gaussian(torch.ones(1, 1, 8, 8), 3.0, 1.0).std()), 6)
@@ -301,13 +300,18 @@ def gaussian(planes: Tensor, columns: float, rows: float) -> Tensor:
         shape = [1, 1, 1, 1]
         shape[axis] = len(weights)
         pad = [0, 0, reach, reach] if axis == 2 else [reach, reach, 0, 0]
-        padded = functional.pad(planes, pad, mode="replicate")
+        padded = functional.pad(planes, pad, mode="reflect")
         planes = functional.conv2d(padded, (weights / weights.sum()).reshape(shape))
     return planes
 
 
-def _starts(columns: int, width: int, stride: int) -> list[int]:
-    """First columns of patches that cover all: evenly spaced, `stride` apart at most."""
+def patch_starts(columns: int, width: int, stride: int) -> list[int]:
+    """Returns the first columns of patches that cover all: evenly spaced, `stride` apart at most.
+
+    Example:
+        >>> patch_starts(100, 64, 16)
+        [0, 12, 24, 36]
+    """
     steps = -(-(columns - width) // stride)
     return [round(n * (columns - width) / max(steps, 1)) for n in range(steps + 1)]
 
@@ -321,6 +325,17 @@ def _blended(patches: Tensor, starts: Sequence[int], planes: Tensor) -> Tensor:
         total[:, :, start : start + width] += part * hann
         weights[start : start + width] += hann
     return total / weights
+
+
+@contextmanager
+def _settled(network: object) -> Iterator[None]:
+    """Computes the judge's spectral norms once, in the weights' own precision, and not at every step again."""
+    with parametrize.cached():
+        for module in network.modules() if isinstance(network, nn.Module) else ():
+            if isinstance(named := getattr(module, "parametrizations", None), nn.ModuleDict):
+                for name in named:
+                    getattr(module, name)
+        yield
 
 
 def _autocast(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:

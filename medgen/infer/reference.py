@@ -197,15 +197,20 @@ class HealthyReference:
         return Findings(scan, judged, chance, self.describe())
 
     def held_out(self, group: str = "patients") -> dict[str, npt.NDArray[np.float64]]:
-        """Returns the p-values of each person's regions against those of all the others of a group."""
+        """Returns the p-values of each person's regions, of all scans, against those of all the others of a group."""
         people = self.patients if group == "patients" else self.simulated
-        return {
-            one.patient: np.array(
-                [p_value(s, _joined([o for o in people if o.patient != one.patient])) for s in one.regions]
-            )
-            for one in people
-            if any(o.patient != one.patient for o in people)
-        }
+        found: dict[str, npt.NDArray[np.float64]] = {}
+        for name in dict.fromkeys(one.patient for one in people):
+            others = _joined([one for one in people if one.patient != name])
+            if others.size:
+                own = _joined([one for one in people if one.patient == name])
+                found[name] = np.array([p_value(score, others) for score in own])
+        return found
+
+    def held_out_scans(self) -> list[float]:
+        """Returns the p-value of each healthy scan against those of the other people's."""
+        known = [(one.patient, one.scan) for one in (*self.patients, *self.simulated) if one.scan is not None]
+        return [p_value(scan, [other for name, other in known if name != patient]) for patient, scan in known]
 
 
 def _people(content: Sequence[Mapping[str, Any]]) -> tuple[Healthy, ...]:

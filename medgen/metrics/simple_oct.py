@@ -48,7 +48,7 @@ def principal_components(normal: Sequence[Flat], components: int = 30, size: int
     """Mean absolute difference of patches from what so many principal components of normal patches make of them."""
     patches = np.concatenate([_patches(band, size, _STRIDE) for band, _ in normal])
     both = np.concatenate([patches, patches[:, ::-1]]).reshape(2 * len(patches), -1)
-    fitted = PCA(min(components, *both.shape), svd_solver="covariance_eigh", random_state=0).fit(both)
+    fitted = PCA(min(components, *both.shape), svd_solver="randomized", random_state=0).fit(both)
 
     def score(flat: Flat) -> float:
         cut = _patches(flat[0], size, size // 4)

@@ -17,6 +17,9 @@ class AnoGan(nn.Module):
         encoder: maps images to latents.
     """
 
+    # A TorchScript export is what it takes an image for; the judge's spectral norms cannot be scripted, nor need be.
+    __jit_ignored_attributes__ = ("judge",)
+
     def __init__(self, generator: nn.Module, judge: nn.Module, encoder: nn.Module) -> None:
         super().__init__()
         self.generator, self.judge, self.encoder = generator, judge, encoder

@@ -11,10 +11,11 @@ from monai.transforms import MapTransform
 from monai.transforms.inverse import InvertibleTransform
 from scipy import ndimage
 
-from medgen.errors import GeometryError
+from medgen.errors import GeometryError, IntensityError
 from medgen.prepare.retina import AXIAL_UM, Line, Mask, Plane, Retina, find_retina
 
 RETINA_KEY = "retina"
+LEFT_OUT_FLAG = "bscans-left-out"
 # Of a Heidelberg Spectralis: 30 degrees are some 8.9 mm in 768 A-scans or, at high resolution, in 1536; 496 pixels of
 # depth are 1.92 mm.
 _DEPTH_UM = 1920.0
@@ -45,10 +46,12 @@ class FlattenRetinad(MapTransform, InvertibleTransform):  # type: ignore[misc]  
 
     Values become -1 for the vitreous' grey and below, up to 1; all above the inner limiting membrane is -1, so that a
     detached hyaloid is nothing abnormal. What was not seen (wedges) is filled from the nearest A-scan that was, and is
-    not in the mask.
+    not in the mask. A B-scan of a volume that shows no retina (a blink) is left out: its mask is empty, and the mask is
+    flagged `bscans-left-out`.
 
-    Adds a mask `retina` `(1, X', rows, Z)` of what is tissue: from the inner limiting membrane to `choroid_um` below
-    Bruch's membrane. `inverse` lays a map on the flat band back on the B-scan, 0 elsewhere.
+    Adds a mask `retina` `(1, X', rows, Z)` of what is scored: from `surface_um` below the inner limiting membrane,
+    whose reflexes come and go with the angle of the light, to `choroid_um` below Bruch's membrane. `inverse` lays a map
+    on the flat band back on the B-scan, 0 elsewhere.
 
     Args:
         keys: B-scans `(1, X, Y, Z)`: lateral, depth from the vitreous down, B-scan.
@@ -57,11 +60,12 @@ class FlattenRetinad(MapTransform, InvertibleTransform):  # type: ignore[misc]  
         column_um: width of a column.
         below_um: how much of the band lies below Bruch's membrane.
         choroid_um: how much of that is scored.
+        surface_um: how much below the inner limiting membrane is not.
         lateral_um: spacing of pictures that do not state theirs; 0 takes `assumed_spacing_um`.
         axial_um: the same in depth.
 
     Raises:
-        IntensityError: a B-scan shows no retina.
+        IntensityError: no B-scan shows a retina.
         GeometryError: a band is narrower than `least_columns`.
     """
 
@@ -72,14 +76,15 @@ class FlattenRetinad(MapTransform, InvertibleTransform):  # type: ignore[misc]  
         row_um: float = 8.7,
         column_um: float = 23.0,
         below_um: float = 96.0,
-        choroid_um: float = 44.0,
+        choroid_um: float = 18.0,
+        surface_um: float = 26.0,
         lateral_um: float = 0.0,
         axial_um: float = 0.0,
         least_columns: int = 64,
     ) -> None:
         super().__init__(keys)
         self.rows, self.row_um, self.column_um = rows, row_um, column_um
-        self.below, self.choroid = below_um / row_um, choroid_um / row_um
+        self.below, self.choroid, self.surface = below_um / row_um, choroid_um / row_um, surface_um / row_um
         self.lateral_um, self.axial_um, self.least_columns = lateral_um, axial_um, least_columns
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -92,15 +97,23 @@ class FlattenRetinad(MapTransform, InvertibleTransform):  # type: ignore[misc]  
             if columns < self.least_columns:
                 raise GeometryError(
                     f"expected a B-scan of at least {self.least_columns * self.column_um / 1000:.1f} mm, got "
-                    f"{image.shape[1]} A-scans at {lateral:g} um; say what they are with --set lateral_um=..."
+                    f"{image.shape[1]} A-scans at {lateral:g} um; of a picture --set lateral_um=... says what they are"
                 )
             planes = np.asarray(image.as_tensor()[0].cpu().numpy(), dtype=np.float32)
-            found = [find_retina(planes[..., z], axial, lateral) for z in range(planes.shape[2])]
-            bands = [self._band(planes[..., z], one, (lateral, axial)) for z, one in enumerate(found)]
+            found = _found(planes, axial, lateral)
+            bands = [
+                self._band(planes[..., z], one, (lateral, axial)) if one else self._nothing(columns)
+                for z, one in enumerate(found)
+            ]
             flat = torch.from_numpy(np.stack([band for band, _ in bands], axis=-1)[None])
-            tissue = torch.from_numpy(np.stack([mask for _, mask in bands], axis=-1)[None].astype(np.float32))
+            flags = "" if all(found) else LEFT_OUT_FLAG
+            tissue = MetaTensor(
+                torch.from_numpy(np.stack([mask for _, mask in bands], axis=-1)[None].astype(np.float32)),
+                meta={"medgen_flags": flags},
+            )
+            nowhere = np.zeros(image.shape[1])
             extra = {
-                "bruch": torch.from_numpy(np.stack([one.bruch for one in found], axis=-1)),
+                "bruch": torch.from_numpy(np.stack([one.bruch if one else nowhere for one in found], axis=-1)),
                 "shape": torch.tensor(image.shape[1:]),
                 "affine": image.affine.clone(),
                 "spacing_um": torch.tensor([lateral, axial]),
@@ -128,12 +141,8 @@ class FlattenRetinad(MapTransform, InvertibleTransform):  # type: ignore[misc]  
                 for channel in planes
             ]
             meta = {**band.meta, "affine": extra["affine"]}
-            result[key] = MetaTensor(
-                torch.from_numpy(np.stack(laid)),
-                affine=extra["affine"],
-                meta=meta,
-                applied_operations=band.applied_operations,
-            )
+            back = torch.from_numpy(np.stack(laid))
+            result[key] = MetaTensor(back, meta=meta, applied_operations=band.applied_operations)
         return result
 
     def _spacing_um(self, image: MetaTensor) -> tuple[float, float]:
@@ -155,12 +164,16 @@ class FlattenRetinad(MapTransform, InvertibleTransform):  # type: ignore[misc]  
         grey = ndimage.map_coordinates(smooth, where, order=1, mode="nearest")
         seen = ndimage.map_coordinates(retina.seen.astype(np.float32), where, order=1, mode="constant") > 0.99
         surface = (ilm - bruch) * spacing[1] / self.row_um + self.rows - self.below
-        tissue = np.arange(self.rows) + 0.5 > surface[:, None] - 0.5
-        counted = tissue & seen & (np.arange(self.rows) + 0.5 < self.rows - self.below + self.choroid)
+        rows = np.arange(self.rows) + 0.5
+        tissue = rows > surface[:, None] - 0.5
+        counted = seen & (rows > surface[:, None] + self.surface) & (rows < self.rows - self.below + self.choroid)
         dark = _vitreous(image, retina, spacing[1])
         bright = float(np.percentile(grey[counted], _BRIGHT)) if counted.any() else dark + 1
         unit = np.where(tissue, (grey - dark) / max(bright - dark, 1e-6), 0.0)
         return _nearest_seen(unit_from_grey(unit.astype(np.float32)), seen), counted
+
+    def _nothing(self, columns: int) -> tuple[Plane, Mask]:
+        return np.full((columns, self.rows), -1, dtype=np.float32), np.zeros((columns, self.rows), dtype=np.bool_)
 
     def _laid(self, band: Plane, bruch: Line, shape: Sequence[int], spacing: Sequence[float]) -> Plane:
         columns = (np.arange(shape[0]) + 0.5) * spacing[0] / self.column_um - 0.5
@@ -170,6 +183,21 @@ class FlattenRetinad(MapTransform, InvertibleTransform):  # type: ignore[misc]  
         inside = (rows > -0.5) & (rows < self.rows - 0.5)
         laid = ndimage.map_coordinates(band, where, order=1, mode="nearest")
         return np.where(inside, laid, 0.0).astype(np.float32)
+
+
+def _found(planes: Plane, axial_um: float, lateral_um: float) -> list[Retina | None]:
+    """The retina of each B-scan of `(X, Y, Z)`, None where there is none; of all, none is an error."""
+    found: list[Retina | None] = []
+    reasons = []
+    for z in range(planes.shape[2]):
+        try:
+            found.append(find_retina(planes[..., z], axial_um, lateral_um))
+        except IntensityError as error:
+            found.append(None)
+            reasons.append(str(error))
+    if not any(found):
+        raise IntensityError(reasons[0] if len(reasons) == 1 else f"{reasons[0]} (the first of {len(reasons)} B-scans)")
+    return found
 
 
 def place_of(band: MetaTensor, column: int, row: int, bscan: int) -> tuple[float, float, float]:

@@ -31,7 +31,7 @@ from medgen.read.manifest import datalist_from_manifest, find_data_root, find_ma
 from medgen.read.reader import VolumeReader, flags_of, read_image
 from medgen.run import predict
 from medgen.run.bundle import OpenBundle
-from medgen.run.job import one_case
+from medgen.run.job import one_case, one_truth
 from medgen.run.weights import load_weights
 from medgen.write.atomic import atomic_text
 
@@ -217,7 +217,7 @@ def controls_of(
         Control(
             item["patient"],
             one_case(root, item["image"], modality),
-            next((one_case(root, Path(item[role])) for role in ("target", "abnormal") if role in item), None),
+            next((one_truth(root, item[role]) for role in ("target", "abnormal") if role in item), None),
         )
         for item in datalist_from_manifest(manifest, split, data_root)
         if "image" in item and item.get("class", NORMAL) == NORMAL
@@ -349,15 +349,8 @@ def uniformities(reference: HealthyReference) -> list[Uniformity]:
         if group == "patients":
             found += [uniformity(person, values) for person, values in by_person.items()]
         found.append(uniformity(f"all {group}", np.concatenate(list(by_person.values()))))
-    scans = reference.scans
-    if len(scans) > 1:
-        others = [np.delete(scans, n) for n in range(len(scans))]
-        found.append(
-            uniformity(
-                "scans, simulated" if reference.simulated else "scans",
-                [(1 + (rest >= one).sum()) / (len(rest) + 1) for one, rest in zip(scans, others, strict=True)],
-            )
-        )
+    if len(scans := reference.held_out_scans()) > 1:
+        found.append(uniformity("scans, simulated" if reference.simulated else "scans", scans))
     return found
 
 

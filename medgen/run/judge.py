@@ -50,6 +50,7 @@ def judge(  # noqa: PLR0913 - one parameter an option
             listen(Event("begin", total, 0))
         listen(Event("stage", total, number, what, "compute"))
 
-    found = screen_cohort(opened, manifest, output, split, data_root, told)
+    threshold = None if changes else opened.metadata.fields.get("operating_threshold")  # it is of the default score
+    found = screen_cohort(opened, manifest, output, split, data_root, told, threshold)
     listen(Event("end", len(found.rows), len(found.rows)))
     return found

@@ -22,9 +22,11 @@ from medgen.geometry import Grid
 from medgen.infer.anogan import AnoGanScorer
 from medgen.infer.latent import LatentScorer
 from medgen.infer.memory import kept_memory
+from medgen.infer.normal_scans import ABOVE_FLAG, NormalScans
 from medgen.infer.reference import FOREIGN, OUTSIDE_FLAG
 from medgen.infer.regions import REGIONS_KEY, SCAN_KEY
 from medgen.infer.windows import WindowInferer
+from medgen.prepare.flatten import RETINA_KEY
 from medgen.read.reader import flags_of
 from medgen.run.bundle import OpenBundle
 from medgen.run.metadata import Metadata
@@ -167,12 +169,12 @@ def finish(bundle: OpenBundle, predicted: Predicted) -> Result:
                 "its postprocessing should undo the preprocessing (Invertd)"
             )
         grid, source, flags = _grid_of(pred), _array(seen), (*flags, OWN_GRID_FLAG)
-    flags += flags_of(item["brain"]) if isinstance(item.get("brain"), MetaTensor) else ()
+    for key in ("brain", RETINA_KEY):
+        flags += flags_of(item[key]) if isinstance(item.get(key), MetaTensor) else ()
     if bundle.reference is not None:
         flags += bundle.reference.flags_of(_grid_of(prepared.image).spacing_mm)
     findings = _findings(bundle, item, flags)
-    if findings is not None and findings.score is None:
-        flags = (*flags, OUTSIDE_FLAG)
+    flags += _flags_of_findings(bundle, findings)
     return Result(
         case=prepared.case,
         kind=bundle.output,
@@ -195,6 +197,15 @@ def _findings(bundle: OpenBundle, item: Mapping[Any, Any], flags: Sequence[str])
         known = None if FOREIGN & set(flags) else scan
         return Findings(known, tuple(regions), None, "none: there is no healthy reference of these settings")
     return bundle.reference.judge(regions, scan, flags)
+
+
+def _flags_of_findings(bundle: OpenBundle, findings: Findings | None) -> tuple[str, ...]:
+    if findings is None:
+        return ()
+    if findings.score is None:
+        return (OUTSIDE_FLAG,)
+    above = isinstance(bundle.reference, NormalScans) and bundle.reference.is_above(findings)
+    return (ABOVE_FLAG,) if above else ()
 
 
 def _require_channels(image: torch.Tensor, metadata: Metadata) -> None:

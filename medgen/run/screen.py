@@ -16,15 +16,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from monai.data import MetaTensor
 from sklearn.manifold import TSNE
 
-from medgen.case import Case
 from medgen.errors import ManifestError, MedgenError, NoInputError
+from medgen.infer.anogan import patch_starts
 from medgen.infer.regions import SCAN_KEY
 from medgen.metrics.screening import NORMAL, Screening, screen, table
 from medgen.metrics.simple_oct import BASELINES, Fitted, Flat
 from medgen.prepare.flatten import RETINA_KEY
-from medgen.read.manifest import SPLITS, datalist_from_manifest, find_data_root
+from medgen.read.manifest import SPLITS, Listed, datalist_from_manifest, find_data_root
 from medgen.read.reader import read_image
 from medgen.run import predict
 from medgen.run.bundle import OpenBundle
@@ -66,9 +67,16 @@ class Seen:
 
 @dataclass(frozen=True)
 class Screened:
-    """All scans of a screening; `table` is what people read, `summary` what programs read."""
+    """All scans of a screening; `table` is what people read, `summary` what programs read.
+
+    Attributes:
+        rows: of the scans.
+        threshold: the bundle's operating threshold, chosen on normal scans that its weights had not seen; None where
+            none is known for these settings.
+    """
 
     rows: tuple[Seen, ...]
+    threshold: float | None = None
 
     @property
     def failed(self) -> int:
@@ -83,15 +91,28 @@ class Screened:
         columns |= {name: [row.simple.get(name, math.nan) for row in self.rows] for name in names}
         return {name: screen(values, kinds, patients) for name, values in columns.items()}
 
+    def above(self) -> dict[str, tuple[int, int]]:
+        """Returns, by class, how many scans of how many score above the threshold; one without a score is wrong."""
+        if self.threshold is None:
+            return {}
+        counts = {}
+        for kind in sorted({row.kind for row in self.rows}):
+            scores = [row.score for row in self.rows if row.kind == kind]
+            missing = sum(map(math.isnan, scores)) if kind == NORMAL else 0
+            counts[kind] = (missing + sum(score > self.threshold for score in scores), len(scores))
+        return counts
+
     def table(self) -> str:
         """Returns the summary as lines of text."""
+        told = ", ".join(f"{kind} {count} of {total}" for kind, (count, total) in self.above().items())
+        alarms = f"above the threshold {self.threshold:.4g}: {told}\n" if told else ""
         scans = f"{len(self.rows)} scans, {self.failed} without a score, which count as wrong. {_NOT_FOR}"
-        return f"{table(self.found())}\n{scans}\n"
+        return f"{table(self.found())}\n{alarms}{scans}\n"
 
     def summary(self) -> dict[str, object]:
         """Returns the summary as plain JSON types."""
         found = {name: [asdict(one) for one in row] for name, row in self.found().items()}
-        return {"scans": len(self.rows), "failed": self.failed, "found": found, "note": _NOT_FOR}
+        return {"scans": len(self.rows), "failed": self.failed, "found": found, "above": self.above(), "note": _NOT_FOR}
 
     def csv(self) -> str:
         """Returns a row a scan."""
@@ -113,6 +134,7 @@ def screen_cohort(
     split: str = "test",
     data_root: Path | None = None,
     listen: Listen = lambda what, number, total: None,
+    threshold: float | None = None,
 ) -> Screened:
     """Scores the scans of a manifest's split, and says how well each class is told from normal.
 
@@ -126,6 +148,7 @@ def screen_cohort(
         split: of the manifest, or `"all"`.
         data_root: what the manifest's paths are relative to.
         listen: told of progress.
+        threshold: see `Screened`.
 
     Raises:
         NoInputError: there are no normal scans in the split, or no others.
@@ -139,22 +162,23 @@ def screen_cohort(
             f"{', '.join(sorted(kinds)) or 'none'}; --split all takes every scan, also those trained on"
         )
     root = find_data_root(manifest, data_root)
+    if not any(path.exists() for item in items for path in Listed.parse(item["image"]).paths):
+        raise NoInputError(f"expected the files of {manifest.name} below {root.name}, got none; see --data-root")
     learnt = [item for item in _items(manifest, "train", data_root) if item["class"] == NORMAL]
     total = len(learnt) + len(items)
     normal = []
     for number, item in enumerate(learnt):
         listen(f"normal {number + 1}", number, total)
         try:
-            normal.append(flat_of(_prepared(bundle, _case(root, item, bundle))))
+            normal.append(flat_of(_prepared(bundle, root, item)[1]))
         except MedgenError as error:
             logger.warning("left out of the simple answers: %s", error)
     simple = {name: fit(normal) for name, fit in BASELINES.items()} if normal else {}
     rows = []
     for number, item in enumerate(items):
-        case = _case(root, item, bundle)
-        listen(case.name, len(learnt) + number, total)
-        rows.append(_seen(bundle, case, item, simple))
-    found = Screened(tuple(rows))
+        listen(_name(root, item), len(learnt) + number, total)
+        rows.append(_seen(bundle, root, item, simple))
+    found = Screened(tuple(rows), threshold)
     atomic_text(output / "metrics.csv", found.csv())
     atomic_text(output / "summary.json", json.dumps(found.summary(), indent=2) + "\n")
     atomic_text(output / "summary.txt", found.table())
@@ -172,7 +196,7 @@ def features_of(bundle: OpenBundle, prepared: predict.Prepared) -> tuple[float, 
     """Returns the mean of the judge's last features over the patches of a case."""
     planes = prepared.item["image"].as_tensor().float().movedim(-1, 0)
     width = bundle.inferer.size[0]  # type: ignore[attr-defined]
-    starts = range(0, planes.shape[2] - width + 1, bundle.inferer.stride)  # type: ignore[attr-defined]
+    starts = patch_starts(planes.shape[2], width, bundle.inferer.stride)  # type: ignore[attr-defined]
     patches = torch.cat([planes[:, :, start : start + width] for start in starts]).to(bundle.device)
     with torch.no_grad():
         features = bundle.network.features(patches)  # type: ignore[operator]
@@ -212,22 +236,25 @@ def _items(manifest: Path, split: str, data_root: Path | None) -> list[dict[str,
     return items
 
 
-def _case(root: Path, item: Mapping[str, Any], bundle: OpenBundle) -> Case:
-    return one_case(root, item["image"], bundle.metadata.modality_in)
+def _name(root: Path, item: Mapping[str, Any]) -> str:
+    return Listed.parse(item["image"]).paths[0].relative_to(root).as_posix()
 
 
-def _prepared(bundle: OpenBundle, case: Case) -> predict.Prepared:
+def _prepared(bundle: OpenBundle, root: Path, item: Mapping[str, Any]) -> tuple[MetaTensor, predict.Prepared]:
+    case = one_case(root, item["image"], bundle.metadata.modality_in)
     if case.refused:
         raise NoInputError(case.refused)
-    return predict.prepare(bundle, case, read_image(case))
+    image = read_image(case)
+    return image, predict.prepare(bundle, case, image)
 
 
-def _seen(bundle: OpenBundle, case: Case, item: Mapping[str, Any], simple: Mapping[str, Fitted]) -> Seen:
+def _seen(bundle: OpenBundle, root: Path, item: Mapping[str, Any], simple: Mapping[str, Fitted]) -> Seen:
+    name = _name(root, item)
     try:
-        prepared = _prepared(bundle, case)
+        image, prepared = _prepared(bundle, root, item)
         flat, features = flat_of(prepared), features_of(bundle, prepared)
-        score = float(scored(bundle, case, read_image(case))[SCAN_KEY])
+        score = float(scored(bundle, prepared.case, image)[SCAN_KEY])
     except MedgenError as error:
-        return Seen(case.name, item["patient"], item["class"], reason=str(error))
-    told = {name: fitted(flat) for name, fitted in simple.items()}
-    return Seen(case.name, item["patient"], item["class"], score, "", told, features)
+        return Seen(name, item["patient"], item["class"], reason=str(error))
+    told = {answer: fitted(flat) for answer, fitted in simple.items()}
+    return Seen(name, item["patient"], item["class"], score, "", told, features)

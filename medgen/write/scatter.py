@@ -46,7 +46,7 @@ def write_scatter(
     draw.text((_MARGIN - 20, _SIDE - _MARGIN + 26), axes[0], fill=(0, 0, 0), font=font())
     draw.text((_MARGIN - 20, _MARGIN - 42), axes[1] if len(axes) > 1 else "", fill=(0, 0, 0), font=font())
     for number, kind in enumerate(known):
-        x, y = _MARGIN - 10 + 120 * number, _MARGIN - 22
+        x, y = _MARGIN - 10 + 120 * (number % 5), _MARGIN - 22 - 18 * (number // 5)
         draw.ellipse([x - _DOT, y - _DOT, x + _DOT, y + _DOT], fill=_COLOURS[number % len(_COLOURS)])
         draw.text((x + _DOT + 4, y - _DOT - 3), kind, fill=(60, 60, 60), font=font())
     with atomic_write(path) as part:

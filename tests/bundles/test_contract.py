@@ -20,14 +20,19 @@ import yaml
 from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, verify_net_in_out
 from packaging.requirements import Requirement
 from packaging.version import Version
+from PIL import Image
 
 import medgen
 from medgen.errors import root_cause
 from medgen.geometry import Grid
 from medgen.provenance import file_sha256
+from medgen.read.ophthalmic import picture_grid
 from medgen.run.catalog import catalog_folders
 from medgen.run.metadata import read_metadata, weights_state
 from medgen.simulate.dicom import write_series
+from medgen.simulate.oct import simulate_bscan
+from medgen.simulate.ophthalmic import write_opt
+from medgen.simulate.retina import Lesion
 from medgen.simulate.sample import head_grid, sagittal, simulate_t1
 from medgen.simulate.trunk import trunk_hu
 
@@ -98,6 +103,26 @@ def _monai_run(bundle: Path, dataset_dir: Path, output_dir: Path) -> subprocess.
 
 
 def _write_cohort(folder: Path, modality: str) -> list[Grid]:
+    return _write_eyes(folder) if modality == "OPT" else _write_volumes(folder, modality)
+
+
+def _write_eyes(folder: Path) -> list[Grid]:
+    """Writes three pictures of retinas, one of them wide, and a DICOM volume of two B-scans."""
+    (folder / "eyes").mkdir(parents=True)
+    grids = []
+    for index, (name, shape) in enumerate((("a.png", (320, 300)), ("b.jpg", (512, 496)), ("c.tiff", (768, 496)))):
+        _write_bscan(folder / "eyes" / name, index, shape)
+        grids.append(picture_grid((*shape, 1))[0])
+    pages = np.stack([simulate_bscan(seed, (400, 400)).image for seed in (3, 4)], axis=-1)
+    write_opt(folder / "eyes" / "d.dcm", pages, placed=False)
+    return [*grids, picture_grid((400, 400, 2), (0.0115, 0.00387, 0.24))[0]]
+
+
+def _write_bscan(path: Path, seed: int, shape: tuple[int, int] = (512, 496), lesion: Lesion = "") -> None:
+    Image.fromarray(simulate_bscan(seed, shape, lesion).image.T.astype(np.uint8)).save(path)
+
+
+def _write_volumes(folder: Path, modality: str) -> list[Grid]:
     """Writes three NIfTI files, one of them oblique with thick slices, one with its axes turned, and a DICOM series.
 
     They hold the middle of a brain (of a trunk for CT), some 70 mm a side: one window for most networks.
@@ -185,7 +210,14 @@ def test_config_stands_alone_and_names_no_machine(bundle: Path, name: str) -> No
 
 
 def test_training_and_inference_have_the_same_network(bundle: Path) -> None:
-    assert _load(bundle, "train")["network_def"] == _load(bundle, "inference")["network_def"]
+    def whole(config: dict[str, Any], part: Any) -> Any:
+        if isinstance(part, dict):
+            return {key: whole(config, value) for key, value in part.items()}
+        named = part[1:] if isinstance(part, str) and part.startswith("@") else ""
+        return whole(config, config[named]) if named else part
+
+    train, inference = _load(bundle, "train"), _load(bundle, "inference")
+    assert whole(train, train["network_def"]) == whole(inference, inference["network_def"])
 
 
 def test_training_and_inference_prepare_images_alike(bundle: Path) -> None:
@@ -244,7 +276,9 @@ def test_torchscript_export_computes_the_same(bundle: Path, tmp_path: Path) -> N
     network.load_state_dict(torch.load(bundle / "models" / "model.pt", weights_only=True))
     exported = torch.jit.load(tmp_path / "model.ts").eval()
     torch.manual_seed(0)
-    image = torch.rand(1, read_metadata(bundle).input_channels or 1, 32, 48, 32)
+    declared = read_metadata(bundle).input["spatial_shape"]
+    size = declared if all(isinstance(side, int) for side in declared) else (32, 48, 32)
+    image = torch.rand(1, read_metadata(bundle).input_channels or 1, *size)
     with torch.no_grad():
         expected = network(image)
         assert expected.std() > 0
@@ -283,9 +317,18 @@ def test_two_iterations_of_training_leave_finite_weights(bundle: Path, tmp_path:
     assert any(not torch.equal(old, new) for old, new in zip(before, after, strict=True))
 
 
-def _write_pairs(folder: Path) -> list[dict[str, Any]]:
-    """Two people's pairs on one grid: the target is the negative of the image, in a range that CT numbers have, too."""
-    items = []
+def _write_pairs(folder: Path, modality: str) -> list[dict[str, Any]]:
+    """Two people's pairs on one grid: the target is the negative of the image, in a range that CT numbers have, too.
+
+    Of eyes a normal one and another.
+    """
+    items: list[dict[str, Any]] = []
+    if modality == "OPT":
+        for seed, lesion in enumerate(("", "neovascular")):
+            _write_bscan(folder / f"{seed}.png", seed, lesion=lesion)  # type: ignore[arg-type]
+            path, kind = str(folder / f"{seed}.png"), lesion or "normal"
+            items.append({"image": path, "target": path, "patient": f"p{seed}", "class": kind})
+        return items
     for seed in range(2):
         grid = head_grid((34, 38, 36), (2.0, 2.1, 2.2))
         image = simulate_t1(grid, seed=seed)
@@ -298,11 +341,12 @@ def _write_pairs(folder: Path) -> list[dict[str, Any]]:
 
 def test_evaluate_measures_the_bundle_that_it_lies_in(bundle: Path, tmp_path: Path) -> None:
     cases = []
-    for pair in _write_pairs(tmp_path):
+    for pair in _write_pairs(tmp_path, read_metadata(bundle).modality_in):
         files = {role: {"path": Path(pair[role]).name, "sha256": file_sha256(Path(pair[role]))} for role in _ROLES}
         for role in _ROLES:
             files[role]["size_bytes"] = Path(pair[role]).stat().st_size
-        cases.append({"patient": pair["patient"], "files": files, "split": "test"})
+        told = {"class": pair["class"]} if "class" in pair else {}
+        cases.append({"patient": pair["patient"], "files": files, "split": "test", **told})
     manifest = {"schema": "medgen-manifest-1", "name": "pairs", "description": "x", "license": "x", "source": "x"}
     (tmp_path / "pairs.json").write_text(json.dumps({**manifest, "cases": cases}))
     override = {"manifest": str(tmp_path / "pairs.json"), "dataset_dir": str(tmp_path), "split": "test"}
@@ -317,7 +361,7 @@ def test_evaluate_measures_the_bundle_that_it_lies_in(bundle: Path, tmp_path: Pa
 
 
 def test_training_starts_on_pairs_as_monai_label_starts_it(bundle: Path, tmp_path: Path) -> None:
-    pairs = _write_pairs(tmp_path)
+    pairs = _write_pairs(tmp_path, read_metadata(bundle).modality_in)
     items = [{"image": pair["image"], "label": pair["target"]} for pair in pairs]  # all that its datastore knows
     override = {
         "train#dataset#data": items[:1],
@@ -335,7 +379,7 @@ def test_training_starts_on_pairs_as_monai_label_starts_it(bundle: Path, tmp_pat
     assert isinstance(parser.get("train#handlers"), list)  # to which MONAI Label adds its own
     workflow.run()
     assert parser.get_parsed_content("train#trainer").state.iteration == 2
-    assert parser.get_parsed_content("schedule").t_total == 2
+    assert "schedule" not in parser or parser.get_parsed_content("schedule").t_total == 2
     held_out = parser.get_parsed_content("validate#dataset")
     assert [set(held_out[n]) >= {"image", "target"} for n in range(len(held_out))] == [True] * len(held_out)
     assert len(held_out) >= 1
@@ -350,7 +394,8 @@ def test_the_schedule_and_the_adversary_follow_a_shorter_training(bundle: Path) 
     for key in ("max_epochs", "train#trainer#max_epochs"):
         parser = _workflow(bundle, "train", "train", **{key: 20}).parser
         assert parser.get_parsed_content("train#trainer#max_epochs") == 20
-        assert parser.get("schedule")["t_total"] == "$@train::trainer::max_epochs * len(@train::dataloader)"
+        schedule = parser.get("schedule") or {"t_total": "$@train::trainer::max_epochs * len(@train::dataloader)"}
+        assert schedule["t_total"] == "$@train::trainer::max_epochs * len(@train::dataloader)"
         for name in ("adversary_first_epoch", "guess_epochs"):
             if name in parser:
                 assert 10 <= parser.get_parsed_content(name) <= 17

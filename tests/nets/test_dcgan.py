@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from medgen.nets.dcgan import ImageJudge, LatentGenerator
+from medgen.nets.dcgan import ImageJudge, LatentEncoder, LatentGenerator
 
 
 @pytest.mark.parametrize("growth", ["resize", "transposed"])
@@ -78,3 +78,54 @@ def test_the_generator_can_be_scripted() -> None:
     with pytest.warns(DeprecationWarning, match="jit"):
         scripted = torch.jit.script(LatentGenerator(5, (4, 4), (8, 8)))
     assert scripted(latents).shape == (2, 1, 16, 16)
+
+
+def test_a_judge_of_one_size_sees_where_a_feature_lies_and_one_of_any_size_does_not() -> None:
+    image = torch.zeros(2, 1, 64, 64)
+    image[0, 0, 18, 18], image[1, 0, 34, 42] = 100, 100  # the same place within blocks of 8, far from every border
+    torch.manual_seed(0)
+    placed, anywhere = (ImageJudge(channels=(8, 8, 8), size=size).eval() for size in ((64, 64), None))
+    first, second = placed(image)[0].detach()
+    assert abs(float(first - second)) > 1e-3
+    first, second = anywhere(image)[0].detach()
+    assert float(first) == pytest.approx(float(second), abs=1e-5)
+
+
+def test_a_judge_of_one_size_takes_no_other() -> None:
+    judge = ImageJudge(channels=(8, 16), size=(16, 32))
+    assert judge(torch.rand(2, 1, 16, 32))[0].shape == (2, 1)
+    with pytest.raises(RuntimeError, match="shapes"):
+        judge(torch.rand(2, 1, 32, 32))
+
+
+@pytest.mark.parametrize("size", [(16, 24), (8, 16, 8)])
+def test_an_encoder_is_the_way_back_of_a_generator(size: tuple[int, ...]) -> None:
+    generator = LatentGenerator(5, [n // 4 for n in size], (16, 8))
+    encoder = LatentEncoder(5, size, (8, 16))
+    latents = torch.randn(3, 5)
+    image = generator(latents)
+    assert image.shape == (3, 1, *size)
+    assert encoder(image).shape == latents.shape
+
+
+def test_an_encoder_learns_to_invert_a_generator() -> None:
+    torch.manual_seed(0)
+    generator, encoder = LatentGenerator(3, (4, 4), (8,)).eval(), LatentEncoder(3, (8, 8), (16,))
+    optimizer = torch.optim.Adam(encoder.parameters(), 5e-3)
+    losses = []
+    for _ in range(80):
+        latents = torch.randn(16, 3)
+        loss = (encoder(generator(latents).detach()) - latents).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[0] > 0.8  # of latents whose variance is 1
+    assert sum(losses[-10:]) / 10 < 0.3
+
+
+def test_a_latent_does_not_depend_on_the_batch_nor_on_training_mode() -> None:
+    encoder, image = LatentEncoder(5, (16, 16), (8, 16)), torch.rand(4, 1, 16, 16)
+    together = encoder(image)
+    torch.testing.assert_close(together[:1], encoder(image[:1]))
+    assert torch.equal(together, encoder.eval()(image))

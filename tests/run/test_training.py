@@ -3,11 +3,12 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from medgen.errors import BundleError, NoInputError
-from medgen.run.training import simulated_items, start, training_items, trunk_slabs
+from medgen.run.training import simulated_bscans, simulated_items, start, training_items, trunk_slabs
 
 
 def write_manifest(folder: Path, name: str, patients: list[str]) -> None:
@@ -125,3 +126,25 @@ def test_masks_are_taken_where_a_case_has_them(tmp_path: Path) -> None:
     items = training_items([group], str(tmp_path), str(tmp_path))
     assert ["mask" in item for item in items] == [True, False]
     assert all({"image", "target"} <= item.keys() for item in items)
+
+
+def test_no_bscans_are_made_where_none_are_asked_for() -> None:
+    assert simulated_bscans(0) == []
+
+
+def test_bscans_by_formula_are_people_of_their_own_with_the_pixels_of_a_spectralis() -> None:
+    items = simulated_bscans(2, weight=0.05, first_seed=3, shape=(40, 210))
+    assert [(item["patient"], item["weight"]) for item in items] == [("simulated-3", 0.05), ("simulated-4", 0.05)]
+    for item in items:
+        assert set(item) == {"drawn", "patient", "weight"}
+        assert tuple(item["drawn"].shape) == (1, 40, 210, 1)
+        spacing = np.linalg.norm(item["drawn"].affine.numpy()[:3, :3], axis=0)
+        assert spacing == pytest.approx([0.0115, 0.00387, 1.0])
+    assert not torch.equal(items[0]["drawn"], items[1]["drawn"])
+
+
+def test_bscans_of_a_seed_are_the_same_in_any_number_of_them() -> None:
+    (alone,) = simulated_bscans(1, first_seed=4, shape=(40, 210))
+    again = simulated_bscans(3, first_seed=3, shape=(40, 210))[1]
+    assert alone["patient"] == again["patient"]
+    assert torch.equal(alone["drawn"], again["drawn"])
