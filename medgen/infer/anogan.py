@@ -81,7 +81,7 @@ class LatentSearch:
         precision: of the network.
 
     Attributes:
-        steps_taken: of the last call: the mean over patches and restarts.
+        steps_taken: of the last call: the mean over patches, all restarts together.
 
     Source: Schlegl et al., IPMI 2017, equations 3 to 5; 500 steps and lambda 0.1 are theirs.
     """
@@ -119,7 +119,7 @@ class LatentSearch:
                 for first in range(0, len(shown), self.batch)
             ]
         found, losses = torch.cat([part for part, _, _ in parts]), torch.cat([loss for _, loss, _ in parts])
-        self.steps_taken = sum(steps for _, _, steps in parts) / max(len(shown), 1)
+        self.steps_taken = sum(steps for _, _, steps in parts) / max(len(patches), 1)
         best = losses.reshape(self.restarts, len(patches)).argmin(0)
         return found.reshape(self.restarts, *patches.shape)[best, torch.arange(len(patches), device=best.device)]
 

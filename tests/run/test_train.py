@@ -171,7 +171,7 @@ def test_an_ailment_is_told_at_once_and_stands_in_card_and_record(tmp_path: Path
 @pytest.mark.parametrize("name", [entry.name for entry in list_bundles()])
 def test_the_smoke_training_of_every_bundle_runs_by_the_command(tmp_path: Path, name: str) -> None:
     summary = train_job(TrainRequest(name, tmp_path, config="smoke", tracker="none"))
-    assert summary.epochs == 1
+    assert summary.epochs in {1, 2}  # one for each thing that is learnt
     assert summary.measured
     card = (tmp_path / "README.md").read_text()
     named = re.findall(r"`([a-z]+\.(?:pt|csv))`", card)
