@@ -78,11 +78,9 @@ def main() -> None:
         speeds(bundle, scans, options.timed)
         return
     found = {name: screen(simple_scores(name, scans), kinds, patients) for name in BASELINES}
-    seconds = dict.fromkeys(found, 0.0)
     for name in options.finder or list(FINDERS):
         scorer(bundle).finder = FINDERS[name]()
         values, took = scores_of(bundle, scans)
-        seconds[name] = took
         found[name] = screen(values, kinds, patients)
         say(
             f"{name}: {took:.3f} s a B-scan; normal {span(values, kinds, normal=True)}, "

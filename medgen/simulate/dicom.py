@@ -15,6 +15,7 @@ from pydicom.valuerep import format_number_as_ds
 from medgen.geometry import Grid, Planes
 
 CT_INTERCEPT_HU = -1024.0
+DAY, TIME = "20000101", "120000"  # of all that is simulated
 
 
 def write_series(
@@ -70,14 +71,15 @@ def write_series(
     return files
 
 
-def _of(**values: Any) -> Dataset:  # noqa: ANN401  # DICOM values are of any type
+def dataset_of(**values: Any) -> Dataset:  # noqa: ANN401  # DICOM values are of any type
+    """Returns a dataset with these elements, by keyword."""
     dataset = Dataset()
     for keyword, value in values.items():
         setattr(dataset, keyword, value)
     return dataset
 
 
-_MR = _of(
+_MR = dataset_of(
     SOPClassUID=MRImageStorage,
     ImageType=["ORIGINAL", "PRIMARY", "OTHER"],
     ScanningSequence="GR",
@@ -90,7 +92,7 @@ _MR = _of(
     EchoTrainLength=1,
     MagneticFieldStrength=1.5,
 )
-_CT = _of(
+_CT = dataset_of(
     SOPClassUID=CTImageStorage,
     ImageType=["ORIGINAL", "PRIMARY", "AXIAL"],
     KVP=120,
@@ -101,29 +103,35 @@ _CT = _of(
 )
 
 
-def _identity(modality: str, seed: int, series: str) -> Dataset:
-    """Everything that is the same in all slices, but for the modality module."""
-    study = generate_uid(entropy_srcs=["medgen simulated study", str(seed)])
-    dataset = _of(
+def simulated_study(seed: int, description: str) -> Dataset:
+    """Returns patient and study of a simulated person."""
+    return dataset_of(
         SpecificCharacterSet="ISO_IR 192",
         PatientName="Phantom^Simulated",
         PatientID=f"PHANTOM-{seed}",
         PatientBirthDate="",
         PatientSex="O",
-        StudyInstanceUID=study,
+        StudyInstanceUID=generate_uid(entropy_srcs=["medgen simulated study", str(seed)]),
         StudyID=str(seed),
-        StudyDate="20000101",
-        StudyTime="120000",
+        StudyDate=DAY,
+        StudyTime=TIME,
         AccessionNumber="",
         ReferringPhysicianName="",
-        StudyDescription="Simulated head",
+        StudyDescription=description,
+    )
+
+
+def _identity(modality: str, seed: int, series: str) -> Dataset:
+    """Everything that is the same in all slices, but for the modality module."""
+    dataset = simulated_study(seed, "Simulated head")
+    own = dataset_of(
         Modality=modality,
         SeriesInstanceUID=generate_uid(entropy_srcs=["medgen simulated series", series]),
         SeriesNumber=1,
         SeriesDescription="T1w" if modality == "MR" else "Head",
         BodyPartExamined="HEAD",
         PatientPosition="HFS",
-        FrameOfReferenceUID=generate_uid(entropy_srcs=["medgen simulated frame", study]),
+        FrameOfReferenceUID=generate_uid(entropy_srcs=["medgen simulated frame", dataset.StudyInstanceUID]),
         PositionReferenceIndicator="",
         Manufacturer="medgen",
         SamplesPerPixel=1,
@@ -133,6 +141,7 @@ def _identity(modality: str, seed: int, series: str) -> Dataset:
         HighBit=15,
         PixelRepresentation=0,
     )
+    dataset.update(own)
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     return dataset

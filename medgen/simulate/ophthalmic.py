@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +16,7 @@ from pydicom.uid import (
 from pydicom.valuerep import format_number_as_ds
 
 from medgen.geometry import Grid, Planes
+from medgen.simulate.dicom import DAY, TIME, dataset_of, simulated_study
 
 _NOT_OF_A_PHOTOGRAPH = (
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
@@ -25,7 +25,6 @@ _NOT_OF_A_PHOTOGRAPH = (
     *("InConcatenationTotalNumber", "ConcatenationFrameOffsetNumber", "AcquisitionNumber"),
     *("FrameOfReferenceUID", "PositionReferenceIndicator"),
 )
-_DAY, _TIME = "20000101", "120000"
 
 
 def write_opt(
@@ -104,15 +103,8 @@ def _planes(shape: tuple[int, ...], spacing_um: Sequence[float], affine: npt.Arr
     return Planes.of(Grid((shape[0], shape[1], shape[2]), np.asarray(affine, dtype=np.float64)))
 
 
-def _of(**values: Any) -> Dataset:  # noqa: ANN401  # DICOM values are of any type
-    dataset = Dataset()
-    for keyword, value in values.items():
-        setattr(dataset, keyword, value)
-    return dataset
-
-
 def _code(value: str, scheme: str, meaning: str) -> Dataset:
-    return _of(CodeValue=value, CodingSchemeDesignator=scheme, CodeMeaning=meaning)
+    return dataset_of(CodeValue=value, CodingSchemeDesignator=scheme, CodeMeaning=meaning)
 
 
 def _eye() -> Dataset:
@@ -121,20 +113,9 @@ def _eye() -> Dataset:
 
 def _identity(seed: int, series: str) -> Dataset:
     """All but the pixels and where they lie."""
-    study = generate_uid(entropy_srcs=["medgen simulated study", str(seed)])
-    dataset = _of(
-        SpecificCharacterSet="ISO_IR 192",
-        PatientName="Phantom^Simulated",
-        PatientID=f"PHANTOM-{seed}",
-        PatientBirthDate="",
-        PatientSex="O",
-        StudyInstanceUID=study,
-        StudyID=str(seed),
-        StudyDate=_DAY,
-        StudyTime=_TIME,
-        AccessionNumber="",
-        ReferringPhysicianName="",
-        StudyDescription="Simulated eye",
+    dataset = simulated_study(seed, "Simulated eye")
+    study = dataset.StudyInstanceUID
+    own = dataset_of(
         SeriesInstanceUID=generate_uid(entropy_srcs=["medgen simulated OCT", series]),
         SeriesNumber=1,
         SeriesDescription="Macula",
@@ -149,9 +130,9 @@ def _identity(seed: int, series: str) -> Dataset:
         SOPClassUID=OphthalmicTomographyImageStorage,
         SOPInstanceUID=generate_uid(entropy_srcs=["medgen simulated OCT", series, "instance"]),
         InstanceNumber=1,
-        ContentDate=_DAY,
-        ContentTime=_TIME,
-        AcquisitionDateTime=_DAY + _TIME,
+        ContentDate=DAY,
+        ContentTime=TIME,
+        AcquisitionDateTime=DAY + TIME,
         AcquisitionDuration=1.0,
         AcquisitionNumber=1,
         ImageType=["ORIGINAL", "PRIMARY"],
@@ -165,6 +146,7 @@ def _identity(seed: int, series: str) -> Dataset:
         InConcatenationTotalNumber=1,
         AcquisitionContextSequence=[],
     )
+    dataset.update(own)
     dataset.update(_acquisition())
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
@@ -173,7 +155,7 @@ def _identity(seed: int, series: str) -> Dataset:
 
 def _acquisition() -> Dataset:
     """The modules of Ophthalmic Tomography (PS3.3 C.8.17.7 to C.8.17.11): device, light, eye."""
-    return _of(
+    return dataset_of(
         AcquisitionDeviceTypeCodeSequence=[_code("392012008", "SCT", "Optical Coherence Tomography Scanner")],
         LightPathFilterTypeStackCodeSequence=[],
         DetectorType="CCD",
@@ -197,9 +179,9 @@ def _acquisition() -> Dataset:
 
 
 def _shared(spacing_um: Sequence[float], planes: Planes | None, laterality: str) -> Dataset:
-    shared = _of(
+    shared = dataset_of(
         PixelMeasuresSequence=[],
-        FrameAnatomySequence=[_of(FrameLaterality=laterality, AnatomicRegionSequence=[_eye()])],
+        FrameAnatomySequence=[dataset_of(FrameLaterality=laterality, AnatomicRegionSequence=[_eye()])],
     )
     if planes:
         steps = [*planes.pixel_spacing, planes.spacing_mm]
@@ -207,37 +189,39 @@ def _shared(spacing_um: Sequence[float], planes: Planes | None, laterality: str)
         lateral, axial, between = (um / 1000 for um in (*spacing_um, 0, 0, 0)[:3])
         steps = [axial, lateral, between]
     if steps[0] > 0:
-        measures = _of(PixelSpacing=[format_number_as_ds(step) for step in steps[:2]], SliceThickness="0.014")
+        measures = dataset_of(PixelSpacing=[format_number_as_ds(step) for step in steps[:2]], SliceThickness="0.014")
         if steps[2] > 0:
             measures.SpacingBetweenSlices = format_number_as_ds(steps[2])
         shared.PixelMeasuresSequence = [measures]
     if planes:
         cosines = [format_number_as_ds(cosine) for cosine in planes.orientation.tolist()]
-        shared.PlaneOrientationSequence = [_of(ImageOrientationPatient=cosines)]
+        shared.PlaneOrientationSequence = [dataset_of(ImageOrientationPatient=cosines)]
     return shared
 
 
 def _frame(index: int, planes: Planes | None) -> Dataset:
-    content = _of(
-        FrameAcquisitionDateTime=_DAY + _TIME,
-        FrameReferenceDateTime=_DAY + _TIME,
+    content = dataset_of(
+        FrameAcquisitionDateTime=DAY + TIME,
+        FrameReferenceDateTime=DAY + TIME,
         FrameAcquisitionDuration=1.0,
         FrameAcquisitionNumber=index + 1,
         StackID="1",
         InStackPositionNumber=index + 1,
         DimensionIndexValues=[1, index + 1],
     )
-    frame = _of(FrameContentSequence=[content])
+    frame = dataset_of(FrameContentSequence=[content])
     if planes:
         place = [format_number_as_ds(part) for part in planes.positions[index].tolist()]
-        frame.PlanePositionSequence = [_of(ImagePositionPatient=place)]
+        frame.PlanePositionSequence = [dataset_of(ImagePositionPatient=place)]
     return frame
 
 
 def _dimensions(dataset: Dataset, series: str) -> None:
     organization = generate_uid(entropy_srcs=["medgen simulated OCT", series, "dimensions"])
-    dataset.DimensionOrganizationSequence = [_of(DimensionOrganizationUID=organization)]
+    dataset.DimensionOrganizationSequence = [dataset_of(DimensionOrganizationUID=organization)]
     dataset.DimensionIndexSequence = [
-        _of(DimensionIndexPointer=pointer, FunctionalGroupPointer=0x00209111, DimensionOrganizationUID=organization)
+        dataset_of(
+            DimensionIndexPointer=pointer, FunctionalGroupPointer=0x00209111, DimensionOrganizationUID=organization
+        )
         for pointer in (0x00209056, 0x00209057)  # StackID, InStackPositionNumber, of FrameContentSequence
     ]
