@@ -83,6 +83,8 @@ class Progress(_Display):
         if event.kind in _SETTLED and not (self._console.is_terminal and event.kind in ("done", "kept")):
             place = f"[{event.settled}/{event.total}, {time.monotonic() - self._began:.0f} s] "
             self._say(f"{place}{event.kind} {event.case}{said}")
+        elif event.kind == "note":
+            self._say(event.reason)
         elif event.kind in ("redo", "busy", "stop"):
             self._say(f"{event.kind} {event.case}{said}".replace(" :", ":"))
 

@@ -1,6 +1,7 @@
 """Fixtures that every room's tests share."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,15 @@ def real_data() -> Path:
     if not (folder / "t1_t2").is_dir():
         pytest.skip(f"no real scans at {folder}; set MEDGEN_REAL_DATA to run this test")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests neither find nor leave converted networks; what `auto` means is torch, but where a test asks otherwise."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MEDGEN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("MEDGEN_BACKEND", "torch")
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 import medgen
+from medgen.cli.cache import cache_app
 from medgen.cli.calibrate import calibrate
 from medgen.cli.dose import lowdose
 from medgen.cli.latent import latent_app, sample
@@ -60,6 +61,7 @@ Exit codes: 0 all done, 1 some cases failed, 2 nothing could start.
 )
 app.add_typer(manifest_app, name="manifest")
 app.add_typer(latent_app, name="latent")
+app.add_typer(cache_app, name="cache")
 app.command()(sample)
 app.command()(calibrate)
 app.command()(train)
@@ -122,6 +124,10 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter an option: a command line is 
     source: Input,
     output: Output,
     device: Device = "auto",
+    backend: Annotated[
+        Literal["auto", "torch", "compile", "openvino", "onnx", "tensorrt"],
+        typer.Option(help="What computes the network; `auto`: the fastest whose output is the same within tolerance."),
+    ] = "auto",
     precision: Annotated[
         Literal["auto", "fp32", "bf16", "fp16"], typer.Option(help="Of the network's arithmetic.")
     ] = "auto",
@@ -139,6 +145,9 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter an option: a command line is 
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and write nothing.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Do finished cases again.")] = False,
     preview: Annotated[bool, typer.Option("--preview/--no-preview", help="A picture beside every result.")] = True,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Write seconds by stage and case, and flame graphs, into OUTPUT/profile.")
+    ] = False,
     allow_irregular: AllowIrregular = False,
     hash_paths: Annotated[
         bool, typer.Option("--hash-paths", help="Hash the names of NIfTI files and pictures too, not only DICOM's.")
@@ -163,6 +172,7 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter an option: a command line is 
             source=source,
             output=output,
             device=device,
+            backend=backend,
             precision=precision,
             formats=formats,
             part=Part.parse(part),
@@ -171,6 +181,7 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter an option: a command line is 
             filters=Filters(only=only, modality=modality, all_series=all_series),
             overwrite=overwrite,
             preview=preview,
+            profile=profile,
             allow_irregular=allow_irregular,
             hash_paths=hash_paths,
             fail_fast=fail_fast,

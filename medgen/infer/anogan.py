@@ -248,7 +248,8 @@ class AnoGanScorer(Inferer):  # type: ignore[misc]  # MONAI is untyped
         """
         if not all(hasattr(network, part) for part in ("encode", "decode", "features")):
             raise BundleError(f"expected a network with encode, decode and features, got {type(network).__name__}")
-        device = next((p.device for p in network.parameters()), inputs.device)
+        parameters = network.parameters() if isinstance(network, nn.Module) else ()
+        device = next((p.device for p in parameters), inputs.device)
         plain = inputs.as_subclass(Tensor).float()
         planes = plain.movedim(-1, 1).flatten(0, 1)  # every B-scan of every volume, (B * Z, 1, X, rows)
         if planes.shape[2] < self.size[0] or planes.shape[3] != self.size[1]:

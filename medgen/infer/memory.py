@@ -1,20 +1,29 @@
 """What to do when a network does not fit: recognise it, take the next lighter load, give up with a clear error.
 
-And what makes it fast where it fits: memory that is kept while a network computes.
+Where a result does not fit it lies in a file. And what makes it fast where it fits: memory that is kept while a network
+computes.
 """
 
 import ctypes
 import gc
+import logging
 import math
+import mmap
+import os
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
-from medgen.errors import DeviceError
+from medgen.errors import DeviceError, TooLargeError
+from medgen.read.memory import available_bytes
+
+logger = logging.getLogger(__name__)
 
 # An allocation can also fail inside a library that torch calls; these are the words they use.
 _ALLOCATION_FAILURES = (
@@ -25,8 +34,10 @@ _ALLOCATION_FAILURES = (
 )
 _MOST_WINDOWS = 8  # beyond this a modern GPU is busy anyway, and the tail of a volume wastes more
 _SHARE_OF_FREE_MEMORY = 0.8
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # parameters of mallopt, in glibc's malloc.h
-_USUAL_TRIM_THRESHOLD, _USUAL_MMAP_MAX, _LARGEST_INT = 128 * 1024, 65536, 2**31 - 1
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # parameters of mallopt, in glibc's malloc.h
+# glibc raises its thresholds from 128 kB to these as blocks are freed, until one is set: then that has to be done here.
+_USUAL_TRIM_THRESHOLD, _USUAL_MMAP_THRESHOLD = 64 * 2**20, 32 * 2**20
+_USUAL_MMAP_MAX, _LARGEST_INT = 65536, 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -107,6 +118,37 @@ def fits(need: int, free: int) -> bool:
     return need <= free // 2
 
 
+def host_budget() -> int:
+    """Returns the bytes of host memory that a result may take: half of what is free, the rest is for those after it."""
+    return available_bytes() // 2
+
+
+def zeros_in_a_file(shape: Sequence[int]) -> Tensor:
+    """Returns float32 zeros in a file of the folder for temporary files (`TMPDIR`), which is gone with the tensor.
+
+    The file has no name, so that it is gone as well if the process is killed. The folder should be on a disk: some
+    systems keep `/tmp` in memory.
+
+    Raises:
+        TooLargeError: the disk has no room for it.
+    """
+    size, folder = 4 * math.prod(shape), tempfile.gettempdir()
+    logger.info("%.1f GB are set aside in a file in %s", size / 1e9, folder)
+    try:
+        with tempfile.TemporaryFile() as file:
+            if hasattr(os, "posix_fallocate"):  # else writing to a full disk would end the process, without an error
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:
+                file.truncate(size)
+            pages = mmap.mmap(file.fileno(), size)
+    except OSError as error:
+        raise TooLargeError(
+            f"expected {size / 1e9:.1f} GB for a result, in memory or in {folder}, got: {error.strerror}; "
+            "let TMPDIR name a folder on a larger disk, or run it where there is more memory"
+        ) from error
+    return torch.frombuffer(pages, dtype=torch.float32).view(tuple(shape))
+
+
 def _glibc() -> ctypes.CDLL | None:
     """The C library of this process where it is glibc, whose allocator can be told."""
     if not sys.platform.startswith("linux"):
@@ -131,6 +173,7 @@ class _Keeping:
                 self._library.mallopt(_TRIM_THRESHOLD, _LARGEST_INT)
             elif self._asking == 0:
                 self._library.mallopt(_MMAP_MAX, _USUAL_MMAP_MAX)
+                self._library.mallopt(_MMAP_THRESHOLD, _USUAL_MMAP_THRESHOLD)
                 self._library.mallopt(_TRIM_THRESHOLD, _USUAL_TRIM_THRESHOLD)
                 self._library.malloc_trim(0)
 

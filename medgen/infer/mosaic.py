@@ -1,61 +1,191 @@
 """Windows out of a volume and back: cutting, feeding to the device, and the weighted mean where they overlap."""
 
+import itertools
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 
 import torch
-from monai.data.utils import dense_patch_slices
 from torch import Tensor
 from torch.nn import functional
 
+from medgen.errors import BundleError
+
+_VOXELS_AT_ONCE = 2**20  # of the sum that is divided: the total weight of so many is held
+
 Window = tuple[slice, ...]  # (one of the batch, all channels, a slice for each spatial axis)
+Group = tuple[Sequence[Window], Tensor]  # windows and their voxels `(windows, C, *roi)`
+
+
+def window_starts(extent: int, side: int, overlap: float) -> tuple[int, ...]:
+    """Returns where windows start that cover an axis: MONAI's, the last shifted inwards.
+
+    Args:
+        extent: of the axis [voxels].
+        side: of a window [voxels]; a longer one than the axis starts at 0.
+        overlap: of neighbours, as a fraction of the window, `[0, 1)`.
+
+    Example:
+        >>> window_starts(40, 16, 0.25)
+        (0, 12, 24)
+    """
+    last = max(extent - side, 0)
+    step = max(int(side * (1 - overlap)), 1)
+    return tuple(min(k * step, last) for k in range(math.ceil(last / step) + 1))
 
 
 def cut_windows(shape: Sequence[int], roi: Sequence[int], overlap: Sequence[float]) -> list[Window]:
-    """Returns the windows that cover a batch `(B, C, *spatial)`: MONAI's, in its order, the last shifted inwards."""
-    size = tuple(shape[2:])
-    steps = [
-        side if side == extent else max(int(side * (1 - part)), 1)
-        for side, extent, part in zip(roi, size, overlap, strict=True)
-    ]
-    places = dense_patch_slices(size, tuple(roi), tuple(steps))
-    return [(slice(item, item + 1), slice(None), *place) for item in range(shape[0]) for place in places]
+    """Returns the windows that cover a batch `(B, C, *spatial)`: MONAI's, in its order.
+
+    Along an axis that is shorter than the window, a window covers the whole axis.
+    """
+    return list(Cut.of(shape, roi, overlap, along=0).windows())
 
 
-def pad_to(volume: Tensor, roi: Sequence[int], padding: str | float) -> tuple[Tensor, Window]:
-    """Pads spatial axes shorter than the window on both sides, and says where the volume then lies.
+@dataclass(frozen=True)
+class Cut:
+    """How the images of a batch are cut into windows.
 
-    Args:
-        volume: `(B, C, *spatial)`.
+    Attributes:
+        items: images in the batch.
+        size: voxels of an image along each spatial axis.
         roi: voxels of a window along each spatial axis.
-        padding: the value to fill with, or torch's `"reflect"`, `"replicate"` or `"circular"`.
+        starts: along each axis, where windows start.
+        inner: the part of a window that lies in the image; the rest is padding, the same for all windows.
+        along: the axis that windows proceed along, slowest of all; behind them planes are finished.
     """
-    missing = [max(side - extent, 0) for side, extent in zip(roi, volume.shape[2:], strict=True)]
-    inner = tuple(slice(m // 2, m // 2 + extent) for m, extent in zip(missing, volume.shape[2:], strict=True))
-    if any(missing):
-        widths = [width for m in reversed(missing) for width in (m // 2, m - m // 2)]
-        if isinstance(padding, str):
-            volume = functional.pad(volume, widths, mode=padding)
+
+    items: int
+    size: tuple[int, ...]
+    roi: tuple[int, ...]
+    starts: tuple[tuple[int, ...], ...]
+    inner: tuple[slice, ...]
+    along: int
+
+    @classmethod
+    def of(cls, shape: Sequence[int], roi: Sequence[int], overlap: Sequence[float], along: int | None = None) -> "Cut":
+        """Cuts a batch `(B, C, *spatial)`, along the axis where a window is the thinnest slab unless told another."""
+        size, sides = tuple(shape[2:]), tuple(roi)
+        before = [max(side - extent, 0) // 2 for side, extent in zip(sides, size, strict=True)]
+        inner = tuple(slice(m, m + min(side, extent)) for m, side, extent in zip(before, sides, size, strict=True))
+        starts = tuple(window_starts(*axis) for axis in zip(size, sides, overlap, strict=True))
+        if along is None:
+            shares = [min(side / max(extent, 1), 1.0) for side, extent in zip(sides, size, strict=True)]
+            along = shares.index(min(shares))
+        return cls(shape[0], size, sides, starts, inner, along)
+
+    @property
+    def covered(self) -> tuple[int, ...]:
+        """Voxels of the image in one window."""
+        return tuple(part.stop - part.start for part in self.inner)
+
+    @property
+    def one_each(self) -> bool:
+        """Whether one window covers the whole image."""
+        return all(len(places) == 1 for places in self.starts)
+
+    def windows(self) -> Iterator[Window]:
+        """Yields all windows, image by image, each image's from the start of `along` to its end."""
+        order = [self.along, *(axis for axis in range(len(self.size)) if axis != self.along)]
+        back = [order.index(axis) for axis in range(len(self.size))]
+        extents = self.covered
+        for item in range(self.items):
+            for place in itertools.product(*(self.starts[axis] for axis in order)):
+                corner = [place[k] for k in back]
+                spatial = (slice(start, start + extent) for start, extent in zip(corner, extents, strict=True))
+                yield (slice(item, item + 1), slice(None), *spatial)
+
+    def zoomed(self, shape: Sequence[int]) -> "Cut":
+        """Returns the cut on the grid of an output, which has `shape` where a window has `roi`.
+
+        Raises:
+            BundleError: windows, or the image, would not begin and end between voxels of that grid.
+        """
+        zoom = [Fraction(side, whole) for side, whole in zip(shape, self.roi, strict=True)]
+
+        def scaled(places: Sequence[int], axis: int) -> tuple[int, ...]:
+            exact = [place * zoom[axis] for place in places]
+            if any(place.denominator != 1 for place in exact):
+                raise BundleError(
+                    f"expected outputs whose grid meets the windows' {'x'.join(map(str, self.roi))}, got "
+                    f"{'x'.join(map(str, shape))}: along axis {axis}, voxels {', '.join(map(str, places))} times "
+                    f"{zoom[axis]} are not whole; take windows, steps and an image that it divides"
+                )
+            return tuple(int(place) for place in exact)
+
+        axes = range(len(self.size))
+        return replace(
+            self,
+            size=tuple(scaled([self.size[k]], k)[0] for k in axes),
+            roi=tuple(shape),
+            starts=tuple(scaled(self.starts[k], k) for k in axes),
+            inner=tuple(slice(*scaled([self.inner[k].start, self.inner[k].stop], k)) for k in axes),
+        )
+
+
+@dataclass(frozen=True)
+class Taking:
+    """How a window's voxels are taken out of a batch.
+
+    Attributes:
+        padding: of windows larger than the image: a value, or torch's `"reflect"`, `"replicate"` or `"circular"`.
+        slice_axis: the spatial axis along which windows are single slices, given to the network without that axis.
+        neighbours: slices on each side that come as further channels, in their order along the axis, of each slice all
+            channels; at the image's edge its last slice stands in for those beyond.
+    """
+
+    padding: str | float = 0.0
+    slice_axis: int | None = None
+    neighbours: int = 0
+
+    def shape(self, channels: int, roi: Sequence[int]) -> tuple[int, ...]:
+        """Returns channels and spatial axes of what the network sees of a window."""
+        plane = tuple(side for axis, side in enumerate(roi) if axis != self.slice_axis)
+        return (channels * (2 * self.neighbours + 1), *plane)
+
+    def take(self, volume: Tensor, window: Window, cut: Cut) -> Tensor:
+        """Returns `(1, *self.shape(...))`, which may be a view of the volume `(B, C, *spatial)`."""
+        axes = [*range(len(cut.roi))]
+        if self.slice_axis is None:
+            voxels = volume[window]
         else:
-            volume = functional.pad(volume, widths, value=padding)
-    return volume, (slice(None), slice(None), *inner)
+            axes.remove(self.slice_axis)
+            voxels = self._slices(volume, window, 2 + self.slice_axis)
+        widths = []
+        for axis in reversed(axes):
+            widths += [cut.inner[axis].start, cut.roi[axis] - cut.inner[axis].stop]
+        if not any(widths):
+            return voxels
+        if isinstance(self.padding, str):
+            return functional.pad(voxels, widths, mode=self.padding)
+        return functional.pad(voxels, widths, value=self.padding)
+
+    def _slices(self, volume: Tensor, window: Window, dim: int) -> Tensor:
+        middle, last = window[dim].start, volume.shape[dim] - 1
+        whole = volume[(*window[:dim], slice(None), *window[dim + 1 :])]
+        beside = range(middle - self.neighbours, middle + self.neighbours + 1)
+        parts = [whole.select(dim, min(max(place, 0), last)) for place in beside]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
-def feed(
-    volume: Tensor, windows: Sequence[Window], batch: int, device: torch.device
-) -> Iterator[tuple[Sequence[Window], Tensor]]:
-    """Yields groups of windows with their voxels `(batch, C, *roi)` on the device.
+def feed(volume: Tensor, cut: Cut, taking: Taking, batch: int, device: torch.device) -> Iterator[Group]:
+    """Yields groups of at most `batch` windows with their voxels `(windows, C, *roi)` on the device.
 
-    From host to GPU they go through pinned memory on a stream of their own: one group travels while another computes.
+    Voxels are copies: a network that writes into its input does not change the volume. From host to GPU they go
+    through pinned memory on a stream of their own: one group travels while another computes.
     """
-    groups = [windows[start : start + batch] for start in range(0, len(windows), batch)]
+    windows = cut.windows()
     staged = device.type == "cuda" and volume.device.type == "cpu"
     stream = torch.cuda.Stream(device) if staged else None  # type: ignore[no-untyped-call]  # torch's own gap
-    for group in groups:
+    while group := list(itertools.islice(windows, batch)):
+        taken = [taking.take(volume, window, cut) for window in group]
+        # Joining a single window takes torch six times as long as copying it.
+        host = torch.cat(taken) if len(taken) > 1 else taken[0].clone(memory_format=torch.contiguous_format)
         if stream is None:
-            yield group, torch.cat([volume[window] for window in group]).to(device)
+            yield group, host.to(device)
             continue
-        pinned = torch.cat([volume[window] for window in group]).pin_memory()
+        pinned = host.pin_memory()
         with torch.cuda.stream(stream):
             voxels = pinned.to(device, non_blocking=True)
         compute = torch.cuda.current_stream(device)
@@ -66,50 +196,120 @@ def feed(
 
 @dataclass
 class _OnItsWay:
-    windows: Sequence[Window]
     output: Tensor
     arrived: torch.cuda.Event
 
 
 class Mosaic:
-    """The weighted mean of overlapping windows, in memory set aside once.
+    """The weighted mean of overlapping windows, which come in the order of the cut.
+
+    Nothing of the image's size is held but the result. Sums are kept in the result's own memory, or, where that is a
+    file, in a slab as thick as a window, and divided by the total weight as soon as no window to come touches them.
+    The total weight is never whole either: windows form a grid, so it is that of one row of windows, shifted and added.
 
     Args:
-        shape: of the whole, `(B, C, *spatial)`.
-        weights: of a window's voxels, shape of the window; they also say on which device the mosaic lies.
+        cut: on the grid of the output.
+        weights: of a window's voxels, shape of the window, on the device of the result.
+        result: zeros `(B, C, *size)`, float32.
+        slab: whether sums are kept apart from the result.
     """
 
-    def __init__(self, shape: Sequence[int], weights: Tensor) -> None:
-        self._weights = weights
-        self._sum = torch.zeros(tuple(shape), dtype=torch.float32, device=weights.device)
-        self._weight = torch.zeros(tuple(shape[2:]), dtype=torch.float32, device=weights.device)
+    def __init__(self, cut: Cut, weights: Tensor, result: Tensor, slab: bool = False) -> None:
+        self._cut = cut
+        self._windows = cut.windows()
+        self._weights = weights[cut.inner]
+        self._result = result
+        self._item = self._done = 0  # the image being put together, and how many of its planes are finished
+        self._strip = _row_weight(cut, self._weights)
+        self._slab = self._new_slab() if slab and not cut.one_each else None
         self._stream: torch.cuda.Stream | None = None
         self._coming: _OnItsWay | None = None
 
-    def add(self, windows: Sequence[Window], output: Tensor) -> None:
-        """Adds the network's output `(len(windows), C, *roi)`.
+    def add(self, output: Tensor) -> None:
+        """Adds the network's output `(windows, C, *roi)` for the next windows.
 
         An output that comes from a GPU to the host is copied while the next one computes, and added one call later.
         """
-        if output.device == self._sum.device or output.device.type != "cuda":
-            self._place(windows, output.to(self._sum.device))
+        if output.device == self._result.device or output.device.type != "cuda":
+            self._place(output.to(self._result.device))
             return
-        before, self._coming = self._coming, self._send_for(windows, output)
+        before, self._coming = self._coming, self._send_for(output)
         self._receive(before)
 
     def finish(self) -> Tensor:
-        """Returns the mean `(B, C, *spatial)`, float32; the mosaic cannot be used afterwards."""
+        """Returns the mean `(B, C, *size)`, float32; the mosaic cannot be used afterwards."""
         self._receive(self._coming)
         self._coming = None
-        return self._sum.div_(self._weight)
+        self._finish_planes(self._cut.items, 0)
+        return self._result
 
-    def _place(self, windows: Sequence[Window], output: Tensor) -> None:
-        for window, voxels in zip(windows, output, strict=True):
-            self._sum[window][0].addcmul_(voxels, self._weights)
-            if window[0].start == 0:  # every item of the batch is cut alike: counting the first is enough
-                self._weight[window[2:]].add_(self._weights)
+    def _place(self, output: Tensor) -> None:
+        inner = self._cut.inner
+        for voxels, window in zip(output, itertools.islice(self._windows, len(output)), strict=True):
+            seen = voxels[(slice(None), *inner)]
+            if self._strip is None:
+                self._result[window][0].copy_(seen)
+                continue
+            self._finish_planes(window[0].start, window[2 + self._cut.along].start)
+            self._sums(window).addcmul_(seen, self._weights)
 
-    def _send_for(self, windows: Sequence[Window], output: Tensor) -> _OnItsWay:
+    def _sums(self, window: Window) -> Tensor:
+        if self._slab is None:
+            return self._result[window][0]
+        before, after = window[1 : 2 + self._cut.along], window[3 + self._cut.along :]
+        return self._slab[(*before, slice(None), *after)]  # it begins where this window does
+
+    def _finish_planes(self, item: int, upto: int) -> None:
+        """Finishes all images before `item`, and its planes before `upto`."""
+        if self._strip is None:
+            return
+        while self._item < item:
+            self._divide(self._cut.size[self._cut.along])
+            self._item, self._done = self._item + 1, 0
+        if upto > self._done:
+            self._divide(upto)
+
+    def _divide(self, upto: int) -> None:
+        dim, first = 1 + self._cut.along, self._done
+        result = self._result[self._item]
+        sums, shift = (result, 0) if self._slab is None else (self._slab, first)
+        for begin, end in itertools.pairwise([first, *(e for e in self._edges() if first < e < upto), upto]):
+            part = sums.narrow(dim, begin - shift, end - begin)
+            torch.div(part, self._total_weight(begin, end), out=result.narrow(dim, begin, end - begin))
+        self._done = upto
+        if self._slab is not None:
+            self._advance(self._slab, upto - first)
+
+    def _edges(self) -> list[int]:
+        """Places along the axis, few planes apart, between which the same windows cover all planes."""
+        along, size = self._cut.along, self._cut.size
+        starts, thickness = self._cut.starts[along], self._cut.covered[along]
+        few = max(_VOXELS_AT_ONCE * size[along] // math.prod(size), 1)
+        return sorted({*starts, *(start + thickness for start in starts), *range(0, size[along], few)})
+
+    def _total_weight(self, begin: int, end: int) -> Tensor:
+        """The weight of all windows over planes that the same windows cover."""
+        along, strip = self._cut.along, self._strip
+        assert strip is not None  # noqa: S101 - only asked for where windows overlap
+        covering = [s for s in self._cut.starts[along] if s <= begin and end <= s + strip.shape[along]]
+        rows = [strip.narrow(along, begin - start, end - begin) for start in covering]
+        return sum(rows[1:], rows[0])
+
+    def _new_slab(self) -> Tensor:
+        shape = [self._result.shape[1], *self._cut.size]
+        shape[1 + self._cut.along] = self._cut.covered[self._cut.along]
+        return torch.zeros(shape, dtype=torch.float32, device=self._weights.device)
+
+    def _advance(self, slab: Tensor, by: int) -> None:
+        """Moves the slab's planes to its front, in place, and clears what comes in."""
+        planes = slab.unbind(1 + self._cut.along)
+        for k, plane in enumerate(planes):
+            if k + by < len(planes):
+                plane.copy_(planes[k + by])
+            else:
+                plane.zero_()
+
+    def _send_for(self, output: Tensor) -> _OnItsWay:
         if self._stream is None:
             self._stream = torch.cuda.Stream(output.device)  # type: ignore[no-untyped-call]  # as above
         self._stream.wait_stream(torch.cuda.current_stream(output.device))
@@ -117,9 +317,22 @@ class Mosaic:
             host = torch.empty(output.shape, dtype=output.dtype, pin_memory=True).copy_(output, non_blocking=True)
             arrived = self._stream.record_event()
         output.record_stream(self._stream)
-        return _OnItsWay(windows, host, arrived)
+        return _OnItsWay(host, arrived)
 
     def _receive(self, coming: _OnItsWay | None) -> None:
         if coming is not None:
             coming.arrived.synchronize()
-            self._place(coming.windows, coming.output)
+            self._place(coming.output)
+
+
+def _row_weight(cut: Cut, weights: Tensor) -> Tensor | None:
+    """The total weight of the windows that start at one place along the axis; None where one covers the image."""
+    if cut.one_each:
+        return None
+    shape = list(cut.size)
+    shape[cut.along] = weights.shape[cut.along]
+    strip = torch.zeros(shape, dtype=torch.float32, device=weights.device)
+    row = [(0,) if axis == cut.along else starts for axis, starts in enumerate(cut.starts)]
+    for corner in itertools.product(*row):
+        strip[tuple(slice(s, s + n) for s, n in zip(corner, weights.shape, strict=True))].add_(weights)
+    return strip

@@ -1,16 +1,16 @@
 """NIfTI files, checked before their voxels are touched: a header can be wrong in more ways than a reader notices."""
 
-import gzip
 import tempfile
 import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
+from isal import igzip, isal_zlib
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
@@ -27,7 +27,10 @@ _SMALLEST_DETERMINANT_MM3 = 1e-9
 _HEADER_BYTES = 348
 _MAGIC = slice(344, 347)
 _CHUNK_BYTES = 1 << 24
-_READ_ERRORS = (OSError, EOFError, zlib.error, ImageFileError, HeaderDataError, ValueError, OverflowError, MemoryError)
+# A damaged gzip raises BadGzipFile (an OSError), EOFError or what its library calls `error`: nibabel reads the header
+# with the standard library, and voxels come through isal, whose types take its error for an instance.
+_GZIP_ERRORS = (OSError, EOFError, zlib.error, cast("type[Exception]", isal_zlib.error))
+_READ_ERRORS = (*_GZIP_ERRORS, ImageFileError, HeaderDataError, ValueError, OverflowError, MemoryError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +136,7 @@ def _what_it_is(file: Path) -> str:
         start = stream.read(_HEADER_BYTES)
     if start[:2] == b"\x1f\x8b":
         try:
-            with gzip.open(file) as packed:
+            with igzip.open(file) as packed:
                 return "a damaged header" if len(packed.read(_HEADER_BYTES)) == _HEADER_BYTES else "too few bytes"
         except _READ_ERRORS:
             return "truncated or damaged gzip"
@@ -190,5 +193,5 @@ def _real_values(file: Path, header: NiftiHeader) -> npt.NDArray[np.float32]:
     return out
 
 
-def _opened(file: Path) -> BinaryIO | gzip.GzipFile:
-    return gzip.open(file) if file.suffix.lower() == ".gz" else file.open("rb")
+def _opened(file: Path) -> BinaryIO | igzip.IGzipFile:
+    return igzip.open(file) if file.suffix.lower() == ".gz" else file.open("rb")

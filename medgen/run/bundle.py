@@ -20,10 +20,13 @@ from torch import nn
 
 from medgen.case import OutputKind
 from medgen.errors import BundleError, MedgenError, UntrustedError, root_cause
+from medgen.infer.from_monai import window_inferer_like
 from medgen.infer.reference import UNCALIBRATED_FLAG, HealthyReference, require_reference_of
+from medgen.prepare.resample import hasten
 from medgen.provenance import Provenance, file_sha256
 from medgen.run.catalog import BundleFolder, find_bundle
 from medgen.run.changes import apply_change
+from medgen.run.choice import Choice
 from medgen.run.device import pick_device
 from medgen.run.metadata import Metadata, read_metadata
 from medgen.run.trust_code import CONFIG_SUFFIXES, list_code, load_config
@@ -63,6 +66,7 @@ class OpenBundle:
         flags: of every result.
         reference: what scores of healthy tissue are, where the bundle scores and declares one.
         scoring: how it scores, in words: `score` and `contrast`; a reference is of one way.
+        computed_by: what computes the network, where that was chosen; see `medgen.run.backend.with_backend`.
     """
 
     name: str
@@ -81,6 +85,7 @@ class OpenBundle:
     flags: tuple[str, ...] = ()
     reference: HealthyReference | None = None
     scoring: Mapping[str, str] = field(default_factory=dict)
+    computed_by: Choice | None = None
 
     @property
     def version(self) -> str:
@@ -94,7 +99,8 @@ class OpenBundle:
 
     def provenance(self, input_sha256: str = "") -> Provenance:
         """Returns who makes a result from the input with this SHA-256."""
-        return Provenance(self.name, self.version, self.weights_sha256, input_sha256, self.settings)
+        by = {"computed_by": self.computed_by.to_json()} if self.computed_by else {}
+        return Provenance(self.name, self.version, self.weights_sha256, input_sha256, {**self.settings, **by})
 
 
 def open_bundle(
@@ -102,7 +108,6 @@ def open_bundle(
     *,
     trust: bool = False,
     device: str = "auto",
-    precision: str = "auto",
     changes: Sequence[str] = (),
     reference: bool = True,
 ) -> OpenBundle:
@@ -112,7 +117,6 @@ def open_bundle(
         name_or_path: see `medgen.run.catalog.find_bundle`.
         trust: run the code of a bundle that did not come with medgen.
         device: see `medgen.run.device.pick_device`.
-        precision: `"auto"`, `"fp32"`, `"bf16"` or `"fp16"`; other than `"auto"` only where the inferer has the choice.
         changes: `key=value` of ids in the inference config, as `apply_change` takes them; they are among the settings.
         reference: with the healthy reference that it declares, if it does; without, scores have no p-values.
 
@@ -138,9 +142,9 @@ def open_bundle(
     sha256 = check_weights(entry.folder, weights, metadata.weights_sha256(), required=entry.own)
     parts = {name: _part(parser, name, entry) for name in REQUIRED_IDS}
     _check_parts(parts, entry)
-    inferer = _with_precision(parts["inferer"], precision)
-    preprocessing = parts["preprocessing"].flatten()
-    postprocessing = _without_saving(parts["postprocessing"])
+    inferer = window_inferer_like(parts["inferer"]) or parts["inferer"]  # the same windows and weights, faster
+    preprocessing = hasten(parts["preprocessing"].flatten())
+    postprocessing = hasten(_without_saving(parts["postprocessing"]))
     mended = metadata.output_kind().unit == "label" and _keep_labels_whole(postprocessing)
     scoring = _scoring(parser)
     healthy = _reference(parser, entry, sha256) if reference else None
@@ -362,16 +366,6 @@ def _keep_labels_whole(postprocessing: Compose) -> bool:
             step.nearest_interp = (True,) * len(step.keys)
             mended = True
     return mended
-
-
-def _with_precision(inferer: Any, precision: str) -> Any:  # noqa: ANN401 - any callable
-    if precision == "auto":
-        return inferer
-    if not hasattr(inferer, "precision"):
-        kind = type(inferer).__name__
-        raise BundleError(f"expected an inferer with a choice of precision, got {kind}; leave --precision at auto")
-    inferer.precision = precision
-    return inferer
 
 
 def _settings(inferer: object) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from monai.data import MetaTensor
 
@@ -15,6 +16,7 @@ from medgen.read.manifest import Listed, datalist_from_manifest, find_data_root
 from medgen.read.oct import is_picture
 from medgen.read.reader import read_image
 from medgen.run import predict
+from medgen.run.backend import with_backend
 from medgen.run.bundle import OpenBundle, open_bundle
 from medgen.run.catalog import find_bundle
 from medgen.run.cohort import run_cohort
@@ -32,6 +34,9 @@ from medgen.simulate.sample import write_sample
 from medgen.write.report import write_report
 from medgen.write.result import FORMATS, Formats, write_result
 
+if TYPE_CHECKING:
+    from medgen.run.stage_profile import StageProfile
+
 Listen = Callable[[Event], None]
 
 
@@ -44,7 +49,8 @@ class RunRequest:
         source: a file, folder, list or manifest.
         output: folder for the results.
         device: `"auto"`, `"cpu"`, `"cuda"` or `"cuda:N"`.
-        precision: `"auto"`, `"fp32"`, `"bf16"` or `"fp16"`.
+        backend: what computes the network; see `medgen.run.backend.with_backend`.
+        precision: of its arithmetic.
         formats: `"same"` as the input, `"nifti"`, `"dicom"` or `"both"`.
         part: which part of the cohort.
         jobs: cases read, and written, at a time.
@@ -52,6 +58,7 @@ class RunRequest:
         filters: which of the series found.
         overwrite: do finished cases again.
         preview: write a picture beside every result.
+        profile: write where the time went, into `profile` in the output folder.
         allow_irregular: resample irregular series instead of refusing them.
         hash_paths: hash the names of NIfTI files too.
         fail_fast: stop at the first failure.
@@ -64,6 +71,7 @@ class RunRequest:
     source: Path
     output: Path
     device: str = "auto"
+    backend: str = "auto"
     precision: str = "auto"
     formats: Formats = "same"
     part: Part = field(default_factory=Part)
@@ -72,6 +80,7 @@ class RunRequest:
     filters: Filters = field(default_factory=Filters)
     overwrite: bool = False
     preview: bool = True
+    profile: bool = False
     allow_irregular: bool = False
     hash_paths: bool = False
     fail_fast: bool = False
@@ -104,18 +113,33 @@ def run_job(request: RunRequest, listen: Listen = lambda event: None) -> CohortS
         request.bundle,
         trust=request.trust,
         device=request.device,
-        precision=request.precision,
         changes=request.changes,
     )
-    info = RunInfo(_recipe(request, bundle), _command(request), str(bundle.device), request.part)
+    recipe = _recipe(request, bundle)
+    bundle = with_backend(
+        bundle, request.backend, request.precision, lambda text: listen(Event("note", 0, 0, reason=text))
+    )
+    info = RunInfo(recipe, _command(request), str(bundle.device), request.part, computed_by=bundle.computed_by)
     options = Options(request.jobs, request.overwrite, request.fail_fast, request.limit or None, listen)
     cases = _find(request, make_salt(request.output))
+    steps = _steps(request, bundle)
+    profile = _profile(request)
     with Ledger(request.output, info) as ledger:
         try:
-            return run_cohort(cases, _steps(request, bundle), ledger, options)
+            return run_cohort(cases, profile.around(steps) if profile else steps, ledger, options)
         finally:
+            if profile:
+                profile.write(request.output / "profile")
             rows = [_report_row(record) for record in ledger.records()]
             write_report(request.output / "report.html", info.to_json(), rows)
+
+
+def _profile(request: RunRequest) -> "StageProfile | None":
+    if not request.profile:
+        return None
+    from medgen.run.stage_profile import StageProfile  # noqa: PLC0415 - few runs ask for it
+
+    return StageProfile()
 
 
 def _report_row(record: Record) -> dict[str, str]:
@@ -149,6 +173,8 @@ def _require_usable(cases: Sequence[Case]) -> None:
 def _recipe(request: RunRequest, bundle: OpenBundle) -> Recipe:
     settings = {
         **bundle.settings,
+        "backend": request.backend,  # as asked for: what `auto` took may differ between the machines of one run
+        "precision": request.precision,
         "format": request.formats,
         "preview": request.preview,
         "allow_irregular": request.allow_irregular,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from medgen.provenance import package_versions
+from medgen.run.choice import Choice
 from medgen.run.plan import WHOLE, Part
 from medgen.run.records import Recipe, Record, cases_csv, counts
 from medgen.write.atomic import PREFIX, atomic_text
@@ -31,6 +32,7 @@ class RunInfo:
         device: where the network runs.
         part: which part of the cohort it takes.
         versions: of the packages that touch voxels.
+        computed_by: what computes the network, and what else was tried.
     """
 
     recipe: Recipe
@@ -38,11 +40,13 @@ class RunInfo:
     device: str = ""
     part: Part = WHOLE
     versions: Mapping[str, str] = field(default_factory=package_versions)
+    computed_by: Choice | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Returns the entry as plain JSON types."""
         about = {"command": list(self.command), "part": str(self.part), "device": self.device}
-        return {**about, **self.recipe.to_json(), "versions": dict(self.versions)}
+        by = {"computed_by": self.computed_by.to_run_json()} if self.computed_by else {}
+        return {**about, **by, **self.recipe.to_json(), "versions": dict(self.versions)}
 
 
 class Folder(Generic[T]):

@@ -8,7 +8,7 @@ from medgen.case import Case
 from medgen.run.records import CaseOutcome
 
 Settled = Literal["done", "kept", "failed", "skipped"]
-Kind = Settled | Literal["begin", "stage", "redo", "busy", "stop", "end"]
+Kind = Settled | Literal["note", "begin", "stage", "redo", "busy", "stop", "end"]
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Event:
     """What a progress display is told; never from two threads at once.
 
     Attributes:
-        kind: `begin` (once), `stage` (a case enters one), `redo` (an earlier result is made again, `reason` says why),
-            `busy` (another process is at this case), `done`, `kept` (was done before), `failed`, `skipped`,
-            `stop` (the run ends early, `reason` says why), `end` (once).
+        kind: `note` (before it begins; `reason` is for people), `begin` (once), `stage` (a case enters one), `redo` (an
+            earlier result is made again, `reason` says why), `busy` (another process is at this case), `done`, `kept`
+            (was done before), `failed`, `skipped`, `stop` (the run ends early, `reason` says why), `end` (once).
         total: cases that this process takes.
         settled: how many of them are done, kept, failed or skipped by now.
         case: name of the case.

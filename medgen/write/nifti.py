@@ -1,6 +1,5 @@
 """A result as a NIfTI file on the grid of its input."""
 
-import gzip
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
@@ -8,6 +7,7 @@ from typing import IO
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
+from isal import igzip
 
 import medgen
 from medgen.case import Case, Result
@@ -25,7 +25,7 @@ _GEOMETRY_FIELDS = (
 _SCANNER = 1  # the sform and qform code for scanner coordinates
 _QFORM_SHEAR_DEGREES = 0.01  # a quaternion cannot state more
 _NIFTI1_LARGEST = 32767
-_FAST = 1  # zlib level: a third of the time of the default for some percent more bytes
+_FAST = 1  # of isal's levels 0 to 3: as small as zlib's 1 in at most a fifth of its time; 0 writes a quarter more
 
 
 def write_nifti(result: Result, path: Path, *, keep_float: bool = False) -> None:
@@ -115,7 +115,7 @@ def _stream(image: nib.Nifti1Image, stream: IO[bytes], *, compressed: bool) -> N
     if not compressed:
         image.to_stream(stream)
         return
-    with gzip.GzipFile(filename="", mode="wb", compresslevel=_FAST, fileobj=stream, mtime=0) as packed:
+    with igzip.IGzipFile(filename="", mode="wb", compresslevel=_FAST, fileobj=stream, mtime=0) as packed:
         image.to_stream(packed)
 
 

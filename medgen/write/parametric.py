@@ -13,7 +13,6 @@ from highdicom.content import (
 from highdicom.pm import ParametricMap, RealWorldValueMapping
 from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
-from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 from pydicom.valuerep import format_number_as_ds
@@ -23,7 +22,16 @@ from medgen.case import Result
 from medgen.geometry import Planes
 from medgen.read.ophthalmic import BETWEEN_FLAG, SPACING_FLAG, UNEVEN_FLAG
 from medgen.write.atomic import atomic_folder
-from medgen.write.dicom import ascii_text, code_item, encodings_of, planes_of, said, series_uid
+from medgen.write.dicom import (
+    PIXEL_SUBTRACTION,
+    SOURCE_IMAGE,
+    ascii_text,
+    code_item,
+    encodings_of,
+    planes_of,
+    said,
+    series_uid,
+)
 from medgen.write.identity import Identity, identity_of, uid_of
 from medgen.write.sources import Reference, in_slices, references_of
 
@@ -175,13 +183,13 @@ def _refer(pm: Dataset, identity: Identity, planes: Planes) -> None:
 
 def _derivation(identity: Identity, references: Sequence[Reference]) -> Dataset:
     item = Dataset()
-    item.DerivationCodeSequence = [code_item(codes.DCM.PixelByPixelSubtraction)]  # image less what was expected
+    item.DerivationCodeSequence = [code_item(PIXEL_SUBTRACTION)]  # image less what was expected
     item.SourceImageSequence = []
     for reference in references:
         source = _instance(identity, reference.sop_uid)
         if reference.frame is not None:
             source.ReferencedFrameNumber = reference.frame
-        source.PurposeOfReferenceCodeSequence = [code_item(codes.DCM.SourceImageForImageProcessingOperation)]
+        source.PurposeOfReferenceCodeSequence = [code_item(SOURCE_IMAGE)]
         source.SpatialLocationsPreserved = "YES" if len(references) == 1 else "NO"
         item.SourceImageSequence.append(source)
     return item

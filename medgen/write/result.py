@@ -13,7 +13,6 @@ from medgen.write.bscans import write_bscans
 from medgen.write.dicom import write_dicom_series
 from medgen.write.nifti import write_nifti
 from medgen.write.overlay import write_overlay
-from medgen.write.parametric import write_parametric_map
 from medgen.write.preview import write_preview
 from medgen.write.regions import write_regions
 from medgen.write.sidecar import write_sidecar
@@ -123,7 +122,12 @@ def _write_nifti(result: Result, output: Path, stem: PurePosixPath) -> tuple[Pur
 
 def _write_dicom(result: Result, output: Path, stem: PurePosixPath) -> tuple[PurePosixPath, list[PurePosixPath]]:
     target = _sibling(stem, "_dicom")
-    (write_parametric_map if result.kind.unit == "score" else write_dicom_series)(result, output / target)
+    if result.kind.unit == "score":
+        from medgen.write.parametric import write_parametric_map  # noqa: PLC0415 - a third of a second of import
+
+        write_parametric_map(result, output / target)
+    else:
+        write_dicom_series(result, output / target)
     return target, [target / path.name for path in sorted((output / target).iterdir())]
 
 

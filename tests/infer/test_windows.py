@@ -15,7 +15,8 @@ from torch import nn
 from medgen.errors import BundleError, DeviceError, IntensityError
 from medgen.infer.memory import Load, batch_that_fits, fits, is_out_of_memory
 from medgen.infer.mosaic import cut_windows
-from medgen.infer.windows import WindowInferer, _Forward, fitting_side
+from medgen.infer.passes import Forward
+from medgen.infer.windows import WindowInferer, fitting_side
 from medgen.nets.slices import SliceDenoiser
 
 
@@ -113,7 +114,7 @@ def test_a_network_of_planes_gets_its_layout_as_one_of_volumes_does() -> None:
     network = SliceDenoiser(channels=(8, 12), blocks=(1, 1)).eval()
     volume = _volume(1, 1, 16, 16, 3)
     expected = network(volume)
-    forward = _Forward(network, torch.device("cpu"), torch.float32, (), {})
+    forward = Forward(network, torch.device("cpu"), torch.float32)
     forward._channels_last = True  # as on CUDA in half precision
     torch.testing.assert_close(forward(volume), expected)
     assert network.stem.weight.is_contiguous(memory_format=torch.channels_last)
@@ -242,11 +243,78 @@ def test_the_batch_fills_four_fifths_of_the_memory_up_to_a_limit() -> None:
 
 @pytest.mark.parametrize(
     ("network", "told"),
-    [(lambda windows: (windows, windows), "tuple"), (lambda windows: windows[:, :, ::2], r"got \(2, 1, 4, 8, 8\)")],
+    [
+        (lambda windows: windows[:, :, ::3], r"expected outputs whose grid meets the windows' 8x8x8, got 3x8x8"),
+        (lambda windows: windows.mean((2, 3, 4)), r"got \(2, 1\)"),
+        (lambda windows: windows[:1], r"got \(1, 1, 8, 8, 8\)"),
+        (lambda windows: {"logits": [windows]}, "got list"),
+        (lambda windows: None, "got NoneType"),
+        (lambda windows: (), "empty tuple"),
+    ],
 )
-def test_a_network_off_the_windows_grid_is_named(network: Callable[..., Any], told: str) -> None:
+def test_an_output_that_is_no_image_on_a_grid_of_the_windows_is_named(network: Callable[..., Any], told: str) -> None:
     with pytest.raises(BundleError, match=told):
         WindowInferer(8)(_volume(1, 1, 16, 8, 8), network)
+
+
+def test_an_image_without_voxels_is_named() -> None:
+    with pytest.raises(BundleError, match="with voxels"):
+        WindowInferer(8)(torch.zeros(0, 1, 8, 8, 8), nn.Identity())
+
+
+@pytest.mark.parametrize("roi", [8, 32])
+def test_each_output_of_several_is_stitched_on_its_own_grid(roi: int) -> None:
+    volume = _volume(2, 1, 16, 24, 20)
+
+    def network(windows: torch.Tensor) -> dict[str, torch.Tensor]:
+        coarse = nn.functional.avg_pool3d(windows, 2)
+        return {"same": windows * 2, "coarse": coarse, "fine": windows.repeat_interleave(2, dim=4)}
+
+    got = WindowInferer(roi, 0.5, memory_budget_bytes=0)(volume, network)
+    assert list(got) == ["same", "coarse", "fine"]
+    torch.testing.assert_close(got["same"], volume * 2)
+    torch.testing.assert_close(got["coarse"], nn.functional.avg_pool3d(volume, 2))
+    torch.testing.assert_close(got["fine"], volume.repeat_interleave(2, dim=4))
+
+
+def test_the_affine_of_a_coarser_output_is_that_of_its_voxels() -> None:
+    affine = torch.diag(torch.tensor([2.0, 3.0, 4.0, 1.0], dtype=torch.float64))
+    volume = MetaTensor(_volume(1, 1, 16, 16, 16), affine=affine, meta={"filename_or_obj": "a.nii"})
+    whole, half = WindowInferer(8)(volume, lambda x: (x, nn.functional.avg_pool3d(x, 2)))
+    torch.testing.assert_close(whole.affine, affine)
+    torch.testing.assert_close(half.affine.diagonal()[:3], 2 * affine.diagonal()[:3])
+    torch.testing.assert_close(half.affine[:3, 3], torch.tensor([1.0, 1.5, 2.0], dtype=torch.float64))
+    assert half.meta["filename_or_obj"] == "a.nii"
+    torch.testing.assert_close(volume.affine, affine)
+
+
+def test_slices_that_fit_one_window_are_computed_whole_and_memory_that_runs_out_is_survived() -> None:
+    volume, network = _volume(1, 1, 20, 18, 5), Narrow(batch=1, voxels=16 * 8)
+    inferer = WindowInferer(64, 0.25, roi_multiple=8, adapt=True, spatial_dim=2)
+    torch.testing.assert_close(inferer(volume, network), volume * 2, rtol=1e-5, atol=1e-6)
+    assert network.seen[0] == (2, 1, 24, 24)
+    assert network.seen[-1][2:] in {(8, 16), (16, 8), (8, 8)}
+    assert inferer.flags == ("oom-backoff",)
+
+
+def test_slices_that_are_not_finite_are_named() -> None:
+    volume = _volume(1, 1, 8, 8, 6)
+    volume[0, 0, 3, 3, 4] = float("nan")
+    with pytest.raises(IntensityError, match=r"\(0, 0, 4\)"):
+        WindowInferer(8, sw_batch_size=1, spatial_dim=2)(volume, nn.Identity())
+
+
+def test_an_image_that_is_no_volume_cannot_be_sliced() -> None:
+    with pytest.raises(BundleError, match="to slice"):
+        WindowInferer(8, spatial_dim=0)(_volume(1, 1, 8, 8), nn.Identity())
+
+
+def test_a_network_that_writes_into_its_input_does_not_change_the_volume() -> None:
+    volume = _volume(1, 1, 20, 8, 8)
+    before = volume.clone()
+    for batch in (1, 2):
+        WindowInferer(8, sw_batch_size=batch)(volume, lambda windows: windows.mul_(0))
+    assert torch.equal(volume, before)
 
 
 @pytest.mark.parametrize(
@@ -259,6 +327,11 @@ def test_a_network_off_the_windows_grid_is_named(network: Callable[..., Any], to
         {"roi_multiple": 0},
         {"roi_multiple": (8, 8, 0)},
         {"sw_batch_size": 0},
+        {"sigma_scale": 0.0},
+        {"spatial_dim": 3},
+        {"neighbours": 1},
+        {"spatial_dim": 0, "neighbours": -1},
+        {"memory_budget_bytes": -1},
     ],
 )
 def test_arguments_out_of_range_are_refused(wrong: dict[str, Any]) -> None:

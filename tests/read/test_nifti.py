@@ -1,13 +1,16 @@
 """NIfTI voxels come back with their values and place; a file that cannot be trusted is refused with the reason."""
 
 import gzip
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from isal import igzip
 
 from medgen.errors import GeometryError, IntensityError, UnreadableError
 from medgen.geometry import Grid
@@ -97,6 +100,104 @@ def test_truncated_gzip(tmp_path: Path, missing: int) -> None:
         UnreadableError, match=r"expected 17x19x23 at 0.7x1.1x2.3 mm, LPS, got a truncated or damaged file"
     ):
         read_nifti(path)
+
+
+NOISE = np.random.default_rng(0).normal(size=(17, 19, 23)).astype(np.float32)
+NAMED, EXTRA = b"\x08", b"\x04"  # the flags of a gzip header's optional fields
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda packed: packed[: len(packed) // 2],
+        lambda packed: packed[:-8],  # ends with the last block, before checksum and length
+        lambda packed: packed[:-3],
+        lambda packed: packed[:-8] + b"\x00\x00\x00\x00" + packed[-4:],  # of the checksum
+        lambda packed: packed[:-4] + b"\x00\x00\x00\x00",  # of the length
+        lambda packed: packed + b"no gzip",
+        lambda packed: packed + b"x",
+        lambda packed: packed + packed[:2],
+        lambda packed: packed + packed[:-1],
+        lambda packed: packed[:9000] + b"\xff" * 200 + packed[9200:],
+        lambda packed: packed[:9000] + packed[9200:],
+    ],
+    ids=["half", "trailer", "end", "checksum", "length", "text", "byte", "magic", "member", "block", "hole"],
+)
+def test_a_gzip_damaged_behind_its_header_is_refused(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    path = save(tmp_path / "a.nii.gz", NOISE)
+    path.write_bytes(damage(path.read_bytes()))
+    check_header(path)
+    with pytest.raises(
+        UnreadableError, match=r"expected 17x19x23 at 0.7x1.1x2.3 mm, LPS, got a truncated or damaged file"
+    ):
+        read_nifti(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (gzip.compress(b""), "got too few bytes"),
+        (gzip.compress(b"")[:10], "truncated or damaged gzip"),
+        (b"\x1f\x8b\x07" + bytes(400), "truncated or damaged gzip"),  # a method that is not deflate
+        (gzip.compress(bytes(100)) + b"no gzip", "truncated or damaged gzip"),
+        (gzip.compress(bytes(400))[:10] + b"\xff" * 400, "truncated or damaged gzip"),  # no such kind of block
+    ],
+    ids=["empty", "header", "method", "garbage", "block"],
+)
+def test_a_gzip_damaged_within_its_header_is_refused(tmp_path: Path, content: bytes, reason: str) -> None:
+    path = tmp_path / "scan.nii.gz"
+    path.write_bytes(content)
+    with pytest.raises(UnreadableError, match=reason):
+        check_header(path)
+
+
+def with_field(packed: bytes, flag: bytes, field: bytes) -> bytes:
+    return packed[:3] + flag + packed[4:10] + field + packed[10:]
+
+
+@pytest.mark.parametrize(
+    "pack",
+    [
+        lambda raw: gzip.compress(raw[:5000]) + gzip.compress(raw[5000:]),
+        lambda raw: gzip.compress(raw[:200]) + gzip.compress(raw[200:]),  # within the header
+        lambda raw: gzip.compress(raw) + gzip.compress(b""),
+        lambda raw: gzip.compress(raw) + bytes(512),  # as tapes pad
+        lambda raw: with_field(gzip.compress(raw, mtime=1), NAMED, b"scan.nii\0"),
+        lambda raw: with_field(gzip.compress(raw, mtime=1), EXTRA, b"\x03\0abc"),
+        lambda raw: gzip.compress(raw, 0),  # stored, not packed
+        lambda raw: gzip.compress(raw, 9),
+        igzip.compress,
+    ],
+    ids=["members", "header", "nothing", "padded", "named", "extra", "stored", "best", "isal"],
+)
+def test_a_gzip_of_any_maker_is_read(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
+    path = save(tmp_path / "a.nii", NOISE)
+    packed = tmp_path / "a.nii.gz"
+    packed.write_bytes(pack(path.read_bytes()))
+    np.testing.assert_array_equal(read_nifti(packed).image, NOISE)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.floats(0, 1), bit=st.integers(0, 7))
+def test_what_the_standard_library_refuses_is_refused(tmp_path: Path, place: float, bit: int) -> None:
+    path = save(tmp_path / "a.nii.gz", NOISE)
+    content = bytearray(path.read_bytes())
+    content[int(place * (len(content) - 1))] ^= 1 << bit
+    path.write_bytes(bytes(content))
+    try:
+        raw = gzip.decompress(bytes(content))
+    except (OSError, EOFError, zlib.error):
+        with pytest.raises(UnreadableError):
+            read_nifti(path)
+    else:  # such as a bit of the time in its header
+        np.testing.assert_array_equal(read_nifti(path).image, NOISE)
+        assert raw[352:] == NOISE.tobytes("F")
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("name", ["t1_t2/ms-mni07/t1.nii.gz", "ct/fnndsc-abdomen-80slices.nii.gz"])
+def test_real_scans_are_read_as_the_standard_library_reads_them(real_data: Path, name: str) -> None:
+    np.testing.assert_array_equal(read_nifti(real_data / name).image, np.float32(nib.load(real_data / name).dataobj))
 
 
 def test_a_flipped_byte_in_a_gzip_is_found(tmp_path: Path) -> None:

@@ -262,11 +262,6 @@ def test_label_maps_and_units_are_told_from_the_format(tmp_path: Path, form: str
     assert (kind.suffix, kind.modality, kind.unit) == ("MrToCt", "CT", "HU")
 
 
-def test_precision_is_refused_where_the_inferer_has_no_choice(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="SlidingWindowInferer"):
-        open_bundle(write_bundle(tmp_path / "zoo"), trust=True, device="cpu", precision="fp16")
-
-
 def test_settings_change_with_the_config(tmp_path: Path) -> None:
     first = open_bundle(write_bundle(tmp_path / "a"), trust=True, device="cpu")
     config = zoo_config()

@@ -11,6 +11,7 @@ import pydicom
 import pytest
 import SimpleITK as sitk  # noqa: N813  # the name that SimpleITK's own documentation uses
 from pydicom import Dataset
+from pydicom.sr.codedict import codes
 
 from medgen.case import OutputKind, Result
 from medgen.errors import OutputError
@@ -19,6 +20,7 @@ from medgen.provenance import Provenance
 from medgen.read.discover import find_cases
 from medgen.read.reader import read_image
 from medgen.simulate.sample import head_grid, sagittal
+from medgen.write import dicom
 from medgen.write.dicom import write_dicom_series
 from write.conftest import CT, DENOISED, LABELS, MADE_BY, T2, Make, nifti_case, result_of
 
@@ -311,3 +313,16 @@ def test_real_series_get_a_derived_one_without_new_errors(tmp_path: Path, real_d
         ).stderr
         errors = [line for line in said.splitlines() if line.startswith("Error") and NEWER_THAN_DCIODVFY not in line]
         assert errors == []
+
+
+def test_codes_are_those_of_the_standard() -> None:
+    ours = {
+        "SpatialResampling": dicom.SPATIAL_RESAMPLING,
+        "PixelByPixelSubtraction": dicom.PIXEL_SUBTRACTION,
+        "SourceImageForImageProcessingOperation": dicom.SOURCE_IMAGE,
+        "ProcessingEquipment": dicom.PROCESSING_EQUIPMENT,
+        "AcquisitionEquipment": dicom.ACQUISITION_EQUIPMENT,
+    }
+    for name, code in ours.items():
+        known = getattr(codes.DCM, name)
+        assert code == (known.value, known.scheme_designator, known.meaning)

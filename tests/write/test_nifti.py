@@ -1,5 +1,6 @@
 """A NIfTI result lies exactly where its input lies, says so as the input does, and holds its values rounded."""
 
+import gzip
 import time
 from pathlib import Path
 
@@ -181,6 +182,19 @@ def test_the_same_result_gives_the_same_bytes(
     monkeypatch.setattr(time, "time", lambda: 2e9)
     write_nifti(result, tmp_path / "b.nii.gz")
     assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
+
+
+def test_any_gzip_reads_what_was_written_and_learns_neither_name_nor_time(
+    tmp_path: Path, from_nifti: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "time", lambda: 2e9)
+    result = from_nifti(T2)
+    write_nifti(result, tmp_path / "out.nii.gz", keep_float=True)
+    write_nifti(result, tmp_path / "out.nii", keep_float=True)
+    packed = (tmp_path / "out.nii.gz").read_bytes()
+    assert packed[3] == 0  # no optional field, so no name
+    assert packed[4:8] == bytes(4)
+    assert gzip.decompress(packed) == (tmp_path / "out.nii").read_bytes()
 
 
 def test_a_voxel_that_is_not_a_number_never_reaches_a_file(tmp_path: Path, from_nifti: Make) -> None:
