@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-all check setup clean
+.PHONY: demo test test-all check bench setup clean
 
 demo: $(READY)  ## a simulated T1 brain becomes a T2: NIfTI, DICOM, a picture and a run report in demo_output/
 	@$(BIN)/medgen demo demo_output
@@ -21,6 +21,9 @@ check: $(READY)  ## style, types and the direction of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+bench: $(READY)  ## medgen beside `python -m monai.bundle run`: tables and a chart in speed_results/; about 40 minutes on two cores
+	$(BIN)/python benchmarks/speed.py
+
 setup: $(READY)  ## only the environment
 
 $(READY): pyproject.toml constraints.txt
@@ -29,4 +32,4 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) demo_output build dist
+	rm -rf $(VENV) demo_output speed_results build dist

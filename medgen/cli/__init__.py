@@ -129,7 +129,8 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter an option: a command line is 
         typer.Option(help="What computes the network; `auto`: the fastest whose output is the same within tolerance."),
     ] = "auto",
     precision: Annotated[
-        Literal["auto", "fp32", "bf16", "fp16"], typer.Option(help="Of the network's arithmetic.")
+        Literal["auto", "fp32", "mixed", "bf16", "fp16"],
+        typer.Option(help="Of the network's arithmetic; `mixed`: bf16, but fp32 in its last layers."),
     ] = "auto",
     formats: Annotated[Literal["same", "nifti", "dicom", "both"], typer.Option("--format", help="To write.")] = "same",
     part: Annotated[str, typer.Option(metavar="I/N", help="Do part I of N; start the others elsewhere.")] = "1/1",
@@ -162,8 +163,9 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter an option: a command line is 
     Kill it at any time: the same command resumes, and does no finished case again unless the input, the bundle or the
     settings have changed.
     """
-    from medgen.run.job import RunRequest, plan_job, run_job
     from medgen.run.plan import Part
+    from medgen.run.quick import run_quick
+    from medgen.run.request import RunRequest, plan_job
     from medgen.run.select import Filters
 
     with errors():
@@ -193,7 +195,11 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter an option: a command line is 
             _print_plan(plan_job(request), as_json=as_json)
             return
         with Progress() as progress:
-            summary = run_job(request, progress.hear)
+            summary = run_quick(request, progress.hear)
+            if summary is None:
+                from medgen.run.job import run_job
+
+                summary = run_job(request, progress.hear)
     if as_json:
         print_json({**asdict(summary), "exit_code": summary.exit_code})
     else:

@@ -32,7 +32,7 @@ class Candidate:
 
     Attributes:
         backend: of `BACKENDS`, but not `"auto"`.
-        precision: `"fp32"`, `"bf16"` or `"fp16"`.
+        precision: `"fp32"`, `"bf16"`, `"fp16"`, or OpenVINO's `"mixed"`: bf16, but fp32 in the last layers.
     """
 
     backend: str
@@ -117,9 +117,9 @@ def available(device: torch.device) -> tuple[Candidate, ...]:
         return tuple(found)
     found = []
     if _installed("openvino"):
-        from medgen.infer.openvino_network import native_precisions  # noqa: PLC0415 - half a second of import
+        from medgen.infer.openvino_requests import native_precisions  # noqa: PLC0415 - half a second of import
 
-        found += [Candidate("openvino", p) for p in ("bf16", "fp16", "fp32") if p in native_precisions()]
+        found += [Candidate("openvino", precision) for precision in native_precisions()]
     found += [Candidate("torch", "fp32"), Candidate("torch", "bf16")]
     found += [Candidate("compile", "fp32"), Candidate("compile", "bf16")]
     if _installed("onnxruntime") and _installed("onnxscript"):

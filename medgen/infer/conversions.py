@@ -18,14 +18,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from filelock import FileLock
 from platformdirs import user_cache_path
-from torch import nn
 
 from medgen.provenance import file_sha256
+
+if TYPE_CHECKING:  # what was converted before is found without torch
+    from torch import nn
 
 logger = logging.getLogger(__name__)
 
@@ -53,8 +54,10 @@ def cache_folder() -> Path:
     return Path(named) if named else user_cache_path("medgen")
 
 
-def network_sha256(network: nn.Module) -> str:
+def network_sha256(network: "nn.Module") -> str:
     """Returns one hash of a network's weights, its layers as they print themselves, and the source of their classes."""
+    import torch  # noqa: PLC0415 - two seconds of import, which finding an entry does not need
+
     digest = hashlib.sha256(repr(network).encode())
     for name, tensor in sorted(network.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
@@ -87,11 +90,11 @@ def kept(kind: str, parts: Mapping[str, Any], make: Callable[[Path], None], *, a
         Exception: whatever `make` raises; nothing is kept then.
     """
     place = _writable_folder() / kind / key_of(parts)
-    if _is_whole(place):
+    if is_whole(place):
         return place
     place.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(place.with_suffix(".lock")):
-        if _is_whole(place):  # another process has made it meanwhile
+        if is_whole(place):  # another process has made it meanwhile
             return place
         unfinished = place.with_suffix(".part")
         for folder in (unfinished, place):  # of a process that was killed, or damaged
@@ -105,6 +108,12 @@ def kept(kind: str, parts: Mapping[str, Any], make: Callable[[Path], None], *, a
             shutil.rmtree(unfinished, ignore_errors=True)
             raise
     return place
+
+
+def find_kept(kind: str, parts: Mapping[str, Any]) -> Path | None:
+    """Returns the folder of what `parts` were made into, if that was done and nothing of it was damaged since."""
+    place = cache_folder() / kind / key_of(parts)
+    return place if place.is_dir() and is_whole(place) else None
 
 
 @functools.cache
@@ -154,7 +163,7 @@ def clear() -> int:
     return freed
 
 
-KINDS = ("openvino", "onnx", "tensorrt", "compile", "choices")
+KINDS = ("openvino", "onnx", "tensorrt", "compile", "choices", "plans")
 
 
 def _list(folder: Path, about: str) -> None:
@@ -165,7 +174,8 @@ def _list(folder: Path, about: str) -> None:
         os.fsync(stream.fileno())
 
 
-def _is_whole(folder: Path) -> bool:
+def is_whole(folder: Path) -> bool:
+    """Says whether an entry is there, as it was written."""
     try:
         sums = json.loads((folder / _LISTING).read_text(encoding="utf-8"))["sha256"]
         whole = all(file_sha256(folder / name) == sha for name, sha in sums.items())
@@ -194,6 +204,15 @@ def compile_cache() -> Iterator[None]:
 @contextmanager
 def without_notices() -> Iterator[None]:
     """Keeps from the user what converters and tracers say of a network's code, which who runs it has not written."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    talkers = {logging.getLogger(name): logging.ERROR for name in ("torch.onnx", "onnxscript", "onnx_ir")}
+    talkers[logging.getLogger()] = logging.getLogger().level  # some exporters leave it changed
+    before = {talker: talker.level for talker in talkers}
+    try:
+        for talker, level in talkers.items():
+            talker.setLevel(level)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for talker, level in before.items():
+            talker.setLevel(level)

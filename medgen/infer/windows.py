@@ -14,7 +14,8 @@ from monai.utils import ensure_tuple_rep, fall_back_tuple
 from torch import Tensor, nn
 from torch.nn import functional
 
-from medgen.errors import BundleError, IntensityError
+from medgen.errors import BundleError
+from medgen.infer.cut import Cut, Window, fitting_side, not_finite
 from medgen.infer.memory import (
     Load,
     batch_that_fits,
@@ -25,8 +26,8 @@ from medgen.infer.memory import (
     release_memory,
     zeros_in_a_file,
 )
-from medgen.infer.mosaic import Cut, Mosaic, Taking, Window, feed
-from medgen.infer.passes import Forward, Names, Streaming, all_finite, is_streaming, packed, starts_of, tensors_of
+from medgen.infer.mosaic import Mosaic, Taking, feed
+from medgen.infer.passes import Forward, Names, Streaming, all_finite, is_streaming, packed, tensors_of
 
 logger = logging.getLogger(__name__)
 
@@ -286,24 +287,6 @@ class WindowInferer(Inferer):  # type: ignore[misc]  # MONAI is untyped
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
 
 
-def fitting_side(extent: int, largest: int, overlap: float, multiple: int) -> int:
-    """Returns the side of equal windows, as few as cover an axis, none larger than `largest` `[voxels]`.
-
-    Args:
-        extent: voxels to cover.
-        largest: side of a window.
-        overlap: of neighbours, as a fraction of the window, at least.
-        multiple: of which the side is one, unless `largest` is smaller.
-
-    Example:
-        >>> fitting_side(150, 192, 0.25, 16), fitting_side(200, 192, 0.25, 16)
-        (160, 128)
-    """
-    count = 1 if extent <= largest else math.ceil((extent / largest - overlap) / (1 - overlap))
-    side = math.ceil(extent / (1 + (count - 1) * (1 - overlap)) / multiple) * multiple
-    return min(side, largest)
-
-
 def _check_arguments(inferer: WindowInferer) -> None:
     overlaps, sigmas, multiples = (
         each if isinstance(each, Sequence) else (each,)
@@ -368,7 +351,4 @@ def _with_meta(output: Tensor, inputs: MetaTensor) -> MetaTensor:
 def _require_finite(verdicts: Sequence[tuple[Sequence[Window], Tensor]]) -> None:
     for group, finite in verdicts:
         if not bool(finite):
-            raise IntensityError(
-                "expected finite output of the network, got NaN or infinity in a window that starts at voxel "
-                f"{starts_of(group)}; look for extreme values there, and try --precision fp32"
-            )
+            raise not_finite(group)

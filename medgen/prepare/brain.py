@@ -12,11 +12,11 @@ import numpy.typing as npt
 import torch
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
-from scipy.ndimage import binary_closing, binary_fill_holes, distance_transform_edt, gaussian_filter, label, maximum
+from scipy.ndimage import binary_closing, gaussian_filter, label, maximum
 
 from medgen.errors import IntensityError
 from medgen.geometry import spacing_mm
-from medgen.prepare.brain_shape import read_shape, within_shape
+from medgen.prepare.brain_shape import distance_mm, read_shape, within_shape
 
 Volume = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
@@ -60,15 +60,15 @@ def _searched(volume: Volume, spacing: Sequence[float]) -> tuple[Mask | None, bo
     voxel_ml = float(np.prod(spacing)) / 1000
     smooth = gaussian_filter(volume.clip(0), [0.7 / s for s in spacing])
     tissue = smooth > _DARK * _usual(smooth)
-    deep = np.asarray(distance_transform_edt(tissue, spacing), dtype=np.float32)
+    deep = distance_mm(~tissue, spacing)
     steps = np.maximum(1, np.round(4.0 / np.asarray(spacing))).astype(int)
     best = None
     for bridge in _BRIDGES_MM:
         core = _thickest(deep, bridge)
         if core is None:
             continue
-        grown = np.asarray(distance_transform_edt(~core, spacing) <= bridge + 0.5) & tissue
-        best = np.asarray(binary_fill_holes(_closed(grown, steps)), dtype=np.bool_)
+        grown = (distance_mm(core, spacing) <= bridge + 0.5) & tissue
+        best = _filled(_closed(grown, steps))
         if best.sum() * voxel_ml <= LARGEST_BRAIN_ML and _apart(best, tissue, spacing):
             return best, True
     return best, False
@@ -82,7 +82,7 @@ def _in_a_head(volume: Volume, filled: Mask, spacing: Sequence[float]) -> bool:
     if inner is None or not apart:
         return False
     whole = filled[every]
-    depth = distance_transform_edt(np.pad(whole, ((1, 1), (1, 1), (0, 0))), coarse)[1:-1, 1:-1]  # slabs have no ends
+    depth = distance_mm(~np.pad(whole, ((1, 1), (1, 1), (0, 0))), coarse)[1:-1, 1:-1]  # slabs have no ends
     surface = whole & (depth <= _SURFACE_MM)
     return bool((inner & surface).sum() < _OF_THE_SURFACE * surface.sum())
 
@@ -96,7 +96,7 @@ def _bare_brain(volume: Volume, voxel_ml: float) -> Mask | None:
     empty = volume <= lowest if (volume <= lowest).mean() >= _BARE_ZEROS else volume == 0
     if empty.mean() < _BARE_ZEROS:
         return None
-    filled = np.asarray(binary_fill_holes(~empty), dtype=np.bool_)
+    filled = _filled(~empty)
     return filled if filled.sum() * voxel_ml <= LARGEST_BRAIN_ML else None
 
 
@@ -130,9 +130,19 @@ def _closed(mask: Mask, steps: npt.NDArray[np.intp]) -> Mask:
 
 def _apart(brain: Mask, tissue: Mask, spacing: Sequence[float]) -> bool:
     """Says whether most of what surrounds a brain is dark."""
-    away = distance_transform_edt(~brain, spacing)
+    away = distance_mm(brain, spacing)
     around = (away > 0) & (away <= 2.0)
     return bool((tissue & around).sum() < 0.5 * around.sum())
+
+
+def _filled(mask: Mask) -> Mask:
+    """A mask with its holes: what of the rest does not reach the image's border."""
+    parts, _ = label(~mask)
+    ends = [np.take(parts, end, axis) for axis in range(3) for end in (0, -1)]
+    outside = np.zeros(int(parts.max()) + 1, dtype=np.bool_)
+    outside[np.concatenate([np.unique(end) for end in ends])] = True
+    outside[0] = False  # the mask itself
+    return np.asarray(~outside[parts], dtype=np.bool_)
 
 
 def _plausible(brain: Mask, voxel_ml: float) -> Mask:

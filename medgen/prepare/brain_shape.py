@@ -1,11 +1,12 @@
 """Where in a head a brain can be: the average brain, fitted to what was found, cuts off neck, eyes and scalp."""
 
+from collections.abc import Sequence
 from itertools import product
 
 import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk  # noqa: N813  # the name that SimpleITK's own documentation uses
-from scipy.ndimage import distance_transform_edt, label
+from scipy.ndimage import label
 
 from medgen.errors import BundleError
 from medgen.prepare.pairing import from_sitk, to_sitk
@@ -50,6 +51,24 @@ def within_shape(brain: Mask, affine: npt.ArrayLike, shape: sitk.Image, margin_m
     if 2 * float((inside & brain).sum()) <= _LEAST_OVERLAP * float(inside.sum() + brain.sum()):
         return brain
     return _one_piece(found, [float(step) for step in mask.GetSpacing()])
+
+
+def distance_mm(target: Mask, spacing: Sequence[float]) -> npt.NDArray[np.float32]:
+    """Returns how far each voxel's middle is from the nearest voxel of a mask `(X, Y, Z)`; infinite if it is empty.
+
+    The same as `scipy.ndimage.distance_transform_edt(~target, spacing)`, several times as fast.
+
+    Example:
+        >>> distance_mm(np.array([True, False, False]).reshape(1, 1, 3), (1.0, 1.0, 2.0)).tolist()
+        [[[0.0, 2.0, 4.0]]]
+    """
+    if not target.any():
+        return np.full(target.shape, np.inf, dtype=np.float32)
+    image = sitk.GetImageFromArray(target.view(np.uint8))
+    image.SetSpacing([float(step) for step in reversed(spacing)])
+    signed = sitk.SignedMaurerDistanceMap(image, squaredDistance=False, useImageSpacing=True)
+    away: npt.NDArray[np.float32] = np.maximum(sitk.GetArrayViewFromImage(signed), np.float32(0))
+    return away
 
 
 def read_shape(path: str) -> sitk.Image:
@@ -116,10 +135,10 @@ def _best_tilt(fixed: sitk.Image, shape: sitk.Image, centred: sitk.AffineTransfo
 
 def _one_piece(mask: Mask, spacing: list[float]) -> Mask:
     """The largest piece once threads are cut, with what lies next to it grown back."""
-    deep = np.asarray(distance_transform_edt(mask, spacing) > _THREAD_MM)
+    deep = distance_mm(~mask, spacing) > _THREAD_MM
     parts, count = label(deep)
     if count == 0:
         return mask
     largest = parts == 1 + int(np.bincount(parts.ravel())[1:].argmax())
-    grown = np.asarray(distance_transform_edt(~largest, spacing) <= _THREAD_MM + 0.5 * max(spacing))
+    grown = distance_mm(largest, spacing) <= _THREAD_MM + 0.5 * max(spacing)
     return np.asarray(mask & grown, dtype=np.bool_)

@@ -12,12 +12,13 @@ from monai.data import ImageReader, MetaTensor
 
 from medgen.case import Case
 from medgen.errors import UnreadableError
+from medgen.read.cases import read_case
 from medgen.read.dicom import read_dicom
 from medgen.read.headers import looks_like_dicom
 from medgen.read.manifest import Listed
 from medgen.read.nifti import NIFTI_EXTENSIONS, read_nifti, read_zipped_nifti
 from medgen.read.oct import is_picture, read_pictures
-from medgen.read.ophthalmic import EXPECTED, EYE_MODALITIES, read_bscan_dicom
+from medgen.read.ophthalmic import EXPECTED, read_bscan_dicom
 from medgen.read.volume import VOLUME_MARK, Volume
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -95,18 +96,12 @@ def read_image(case: Case, *, allow_irregular: bool = False) -> MetaTensor:
     Raises:
         InputError: the volume cannot be used; the message says why, with numbers.
     """
-    if case.refused.startswith(EXPECTED):  # it could be read, but not for what it is wanted
-        raise UnreadableError(case.refused)
-    if case.kind == "picture":
-        volume = read_pictures(case.files, case.spacing_um)
-    elif case.modality in EYE_MODALITIES:
-        volume = read_bscan_dicom(case.files[0])
-    elif case.kind == "dicom":
-        volume = read_dicom(case.files, volume=case.volume, allow_irregular=allow_irregular)
-    else:
-        volume = read_nifti(case.files[0], allow_irregular=allow_irregular)
+    return image_of(case, read_case(case, allow_irregular=allow_irregular))
+
+
+def image_of(case: Case, volume: Volume) -> MetaTensor:
+    """Returns a case's volume as `(1, X, Y, Z)`, with its affine and what else `LoadImaged` would say of it."""
     meta = {**_metadata(volume, 0), "filename_or_obj": str(case.files[0])}
-    meta["medgen_flags"] = _FLAG_SEPARATOR.join(sorted({*case.flags, *volume.flags}))
     return MetaTensor(torch.from_numpy(volume.image)[None], meta=meta)
 
 

@@ -29,7 +29,7 @@ from medgen.run.bundle import OpenBundle
 from medgen.run.choice import Choice, Tolerance, Verdict
 from medgen.run.reference_case import reference_inputs
 
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+PRECISIONS = ("auto", "fp32", "mixed", "bf16", "fp16")
 _CHOICE = "choice.json"
 _BEST_DB = 200.0  # of outputs that are equal
 _SAME_DB = 25.0  # below this an output is not the network's in a coarser precision, but another
@@ -44,7 +44,7 @@ def with_backend(
     Args:
         bundle: as `open_bundle` has it, on torch.
         backend: `"auto"` takes the fastest that passes, or what `$MEDGEN_BACKEND` names.
-        precision: `"auto"` takes the fastest that passes; one that is named need not pass.
+        precision: of `PRECISIONS`; `"auto"` takes the fastest that passes; one that is named need not pass.
         tell: is told why it takes long, where it does.
 
     Raises:

@@ -1,15 +1,13 @@
 """What the commands do, whole: find the cases, choose among them, open the bundle, run the cohort, write the report."""
 
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
 
 from monai.data import MetaTensor
 
 from medgen.case import Case, Result
-from medgen.errors import ManifestError, MedgenError, NoInputError
+from medgen.errors import ManifestError, NoInputError
 from medgen.read.bscan_cases import picture_case
 from medgen.read.discover import find_cases, input_sha256
 from medgen.read.manifest import Listed, datalist_from_manifest, find_data_root
@@ -19,83 +17,23 @@ from medgen.run import predict
 from medgen.run.backend import with_backend
 from medgen.run.bundle import OpenBundle, open_bundle
 from medgen.run.catalog import find_bundle
-from medgen.run.cohort import run_cohort
 from medgen.run.evaluate import Evaluation, Pair, evaluate
-from medgen.run.ledger import Ledger
 from medgen.run.metadata import read_metadata
-from medgen.run.plan import Part, plan
-from medgen.run.private import make_salt, peek_salt
 from medgen.run.protocol import find_protocol
 from medgen.run.publish import RunInfo
-from medgen.run.records import COLUMNS, CaseOutcome, Recipe, Record
-from medgen.run.select import Filters, SeriesRule, select_cases
-from medgen.run.steps import CohortSummary, Event, Options, Steps
+from medgen.run.quick_compile import keep_plan
+from medgen.run.records import CaseOutcome, Recipe
+from medgen.run.request import (
+    Listen,
+    RunRequest,
+    command_of,
+    require_startable,
+    run_steps,
+    settings_of,
+    write_outcome,
+)
+from medgen.run.steps import CohortSummary, Event, Steps
 from medgen.simulate.sample import write_sample
-from medgen.write.report import write_report
-from medgen.write.result import FORMATS, Formats, write_result
-
-if TYPE_CHECKING:
-    from medgen.run.stage_profile import StageProfile
-
-Listen = Callable[[Event], None]
-
-
-@dataclass(frozen=True)
-class RunRequest:
-    """What `medgen run` was asked for.
-
-    Attributes:
-        bundle: name of an installed bundle, or a bundle's folder.
-        source: a file, folder, list or manifest.
-        output: folder for the results.
-        device: `"auto"`, `"cpu"`, `"cuda"` or `"cuda:N"`.
-        backend: what computes the network; see `medgen.run.backend.with_backend`.
-        precision: of its arithmetic.
-        formats: `"same"` as the input, `"nifti"`, `"dicom"` or `"both"`.
-        part: which part of the cohort.
-        jobs: cases read, and written, at a time.
-        limit: at most so many cases; 0 for all.
-        filters: which of the series found.
-        overwrite: do finished cases again.
-        preview: write a picture beside every result.
-        profile: write where the time went, into `profile` in the output folder.
-        allow_irregular: resample irregular series instead of refusing them.
-        hash_paths: hash the names of NIfTI files too.
-        fail_fast: stop at the first failure.
-        trust: run the code of a bundle that did not come with medgen.
-        changes: `key=value` of ids in the bundle's inference config.
-        command: the command line, for the record.
-    """
-
-    bundle: str
-    source: Path
-    output: Path
-    device: str = "auto"
-    backend: str = "auto"
-    precision: str = "auto"
-    formats: Formats = "same"
-    part: Part = field(default_factory=Part)
-    jobs: int = 1
-    limit: int = 0
-    filters: Filters = field(default_factory=Filters)
-    overwrite: bool = False
-    preview: bool = True
-    profile: bool = False
-    allow_irregular: bool = False
-    hash_paths: bool = False
-    fail_fast: bool = False
-    trust: bool = False
-    changes: tuple[str, ...] = ()
-    command: tuple[str, ...] = ()
-
-
-def plan_job(request: RunRequest) -> list[Case]:
-    """Returns the cases that a run would take, with the reason in those it would leave out or refuse. Writes nothing.
-
-    Raises:
-        MedgenError: the run could not start.
-    """
-    return plan(_find(request, peek_salt(request.output)), request.part, request.limit or None)
 
 
 def run_job(request: RunRequest, listen: Listen = lambda event: None) -> CohortSummary:
@@ -104,89 +42,27 @@ def run_job(request: RunRequest, listen: Listen = lambda event: None) -> CohortS
     Raises:
         MedgenError: the run could not start; nothing was done then.
     """
-    # What costs nothing to find out comes first: is there such a bundle, and is there anything to do?
-    find_bundle(request.bundle)
-    if request.formats not in FORMATS:
-        raise MedgenError(f"expected --format {', '.join(FORMATS)}, got {request.formats!r}")
-    _require_usable(_find(request, peek_salt(request.output)))
-    bundle = open_bundle(
-        request.bundle,
-        trust=request.trust,
-        device=request.device,
-        changes=request.changes,
-    )
-    recipe = _recipe(request, bundle)
-    bundle = with_backend(
-        bundle, request.backend, request.precision, lambda text: listen(Event("note", 0, 0, reason=text))
-    )
-    info = RunInfo(recipe, _command(request), str(bundle.device), request.part, computed_by=bundle.computed_by)
-    options = Options(request.jobs, request.overwrite, request.fail_fast, request.limit or None, listen)
-    cases = _find(request, make_salt(request.output))
-    steps = _steps(request, bundle)
-    profile = _profile(request)
-    with Ledger(request.output, info) as ledger:
-        try:
-            return run_cohort(cases, profile.around(steps) if profile else steps, ledger, options)
-        finally:
-            if profile:
-                profile.write(request.output / "profile")
-            rows = [_report_row(record) for record in ledger.records()]
-            write_report(request.output / "report.html", info.to_json(), rows)
+    require_startable(request)
+    bundle = open_computed(request, lambda text: listen(Event("note", 0, 0, reason=text)))
+    recipe = Recipe(bundle.name, bundle.version, bundle.weights_sha256, settings_of(request, bundle.settings))
+    info = RunInfo(recipe, command_of(request), str(bundle.device), request.part, computed_by=bundle.computed_by)
+    return run_steps(request, info, _steps(request, bundle), listen)
 
 
-def _profile(request: RunRequest) -> "StageProfile | None":
-    if not request.profile:
-        return None
-    from medgen.run.stage_profile import StageProfile  # noqa: PLC0415 - few runs ask for it
+def open_computed(request: RunRequest, tell: Callable[[str], None] = lambda text: None) -> OpenBundle:
+    """Opens the bundle of a request, on the back end that is to compute it; a plan is kept of one that has one.
 
-    return StageProfile()
+    Args:
+        request: what was asked for.
+        tell: is told why it takes long, where it does.
 
-
-def _report_row(record: Record) -> dict[str, str]:
-    pictures = [path for path in record.files if path.endswith(".png")]
-    return {**dict(zip(COLUMNS, record.row(), strict=True)), "preview": pictures[0] if pictures else ""}
-
-
-def _find(request: RunRequest, salt: bytes) -> list[Case]:
-    metadata = read_metadata(find_bundle(request.bundle).folder)
-    cases = find_cases(
-        request.source,
-        salt=salt,
-        hash_paths=request.hash_paths,
-        allow_irregular=request.allow_irregular,
-        modality=metadata.modality_in,
-    )
-    return select_cases(cases, SeriesRule.from_metadata(metadata.fields, request.changes), request.filters)
-
-
-def _require_usable(cases: Sequence[Case]) -> None:
-    if not cases:
-        raise NoInputError("expected images as input (NIfTI, DICOM; of eyes also pictures), found none; check the path")
-    if all(case.excluded for case in cases):
-        reasons = Counter(case.excluded for case in cases)
-        said = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(3))
-        raise NoInputError(
-            f"expected a case to work on, but rules leave out all {len(cases)}: {said}; try `medgen inspect`"
-        )
-
-
-def _recipe(request: RunRequest, bundle: OpenBundle) -> Recipe:
-    settings = {
-        **bundle.settings,
-        "backend": request.backend,  # as asked for: what `auto` took may differ between the machines of one run
-        "precision": request.precision,
-        "format": request.formats,
-        "preview": request.preview,
-        "allow_irregular": request.allow_irregular,
-    }
-    return Recipe(bundle.name, bundle.version, bundle.weights_sha256, settings)
-
-
-def _command(request: RunRequest) -> tuple[str, ...]:
-    """The command line as it may be recorded: whoever hides the names of files hides that of their folder too."""
-    if not request.hash_paths:
-        return request.command
-    return tuple("INPUT" if Path(word) == request.source else word for word in request.command)
+    Raises:
+        MedgenError: it cannot be opened, or not computed as asked for.
+    """
+    opened = open_bundle(request.bundle, trust=request.trust, device=request.device, changes=request.changes)
+    bundle = with_backend(opened, request.backend, request.precision, tell)
+    keep_plan(request, bundle, opened.network)
+    return bundle
 
 
 def _steps(request: RunRequest, bundle: OpenBundle) -> Steps:
@@ -201,10 +77,7 @@ def _steps(request: RunRequest, bundle: OpenBundle) -> Steps:
         return predict.compute(bundle, item)
 
     def write(case: Case, item: predict.Predicted) -> CaseOutcome:
-        result = predict.finish(bundle, item)
-        written = write_result(result, request.output, request.formats, preview=request.preview)
-        score = result.findings.score if result.findings else None
-        return CaseOutcome(written.output, written.files, written.sha256, result.grid, result.flags, score)
+        return write_outcome(request, predict.finish(bundle, item))
 
     return Steps(read, prepare, compute, write)
 

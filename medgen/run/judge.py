@@ -6,8 +6,9 @@ from pathlib import Path
 from medgen.run.bundle import open_bundle
 from medgen.run.catalog import find_bundle
 from medgen.run.evaluate import Evaluation
-from medgen.run.job import Listen, evaluate_job
+from medgen.run.job import evaluate_job
 from medgen.run.metadata import read_metadata
+from medgen.run.request import Listen
 from medgen.run.screen import Screened, screen_cohort
 from medgen.run.steps import Event
 

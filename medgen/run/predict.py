@@ -17,7 +17,7 @@ import torch
 from monai.data import ImageReader, MetaTensor, decollate_batch, list_data_collate
 
 from medgen.case import Case, Findings, Result
-from medgen.errors import BundleError, DeviceError, GeometryError, IntensityError, MedgenError, OutputError
+from medgen.errors import BundleError, DeviceError, GeometryError, MedgenError
 from medgen.geometry import Grid
 from medgen.infer.anogan import AnoGanScorer
 from medgen.infer.latent import LatentScorer
@@ -29,10 +29,10 @@ from medgen.infer.windows import WindowInferer
 from medgen.prepare.flatten import RETINA_KEY
 from medgen.read.reader import flags_of
 from medgen.run.bundle import OpenBundle
+from medgen.run.checks import OWN_GRID_FLAG, Laid, require_one_channel, require_sound, under
 from medgen.run.metadata import Metadata
 
 PRED = "pred"  # the key of MONAI's evaluators
-OWN_GRID_FLAG = "own-grid"
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,20 +155,10 @@ def finish(bundle: OpenBundle, predicted: Predicted) -> Result:
         item = bundle.postprocessing(predicted.item)
     pred = item[PRED]
     image = _voxels(pred, bundle)
-    if not bool(np.isfinite(image).all()):
-        raise IntensityError(f"expected finite voxels from {bundle.name}, got NaN or infinity; look for extremes in it")
-    if bundle.output.unit == "label":
-        _require_whole(image, bundle)
-    grid, source = _grid_of(prepared.image), _array(prepared.image)
-    flags = prepared.flags + predicted.flags
-    difference = _grid_of(pred).differs_from(grid)
-    if difference:
-        if bundle.own or _grid_of(pred).differs_from(_grid_of(seen)):
-            raise GeometryError(
-                f"expected the result of {bundle.name} on the input's grid, {grid.describe()}, got {difference}; "
-                "its postprocessing should undo the preprocessing (Invertd)"
-            )
-        grid, source, flags = _grid_of(pred), _array(seen), (*flags, OWN_GRID_FLAG)
+    require_sound(image, bundle.name, bundle.output)
+    given = Laid(_array(prepared.image), _grid_of(prepared.image))
+    laid = under(_grid_of(pred), given, Laid(_array(seen), _grid_of(seen)), name=bundle.name, own=bundle.own)
+    flags = prepared.flags + predicted.flags + (() if laid is given else (OWN_GRID_FLAG,))
     for key in ("brain", RETINA_KEY):
         flags += flags_of(item[key]) if isinstance(item.get(key), MetaTensor) else ()
     if bundle.reference is not None:
@@ -179,8 +169,8 @@ def finish(bundle: OpenBundle, predicted: Predicted) -> Result:
         case=prepared.case,
         kind=bundle.output,
         image=image,
-        source=source,
-        grid=grid,
+        source=laid.voxels,
+        grid=laid.grid,
         provenance=bundle.provenance(prepared.input_sha256),
         flags=tuple(dict.fromkeys(flags)),
         seconds={**predicted.seconds, "finish": time.perf_counter() - started},
@@ -219,15 +209,6 @@ def _require_channels(image: torch.Tensor, metadata: Metadata) -> None:
         )
 
 
-def _require_whole(image: npt.NDArray[np.float32], bundle: OpenBundle) -> None:
-    between = image[image != np.rint(image)]
-    if between.size:
-        raise IntensityError(
-            f"expected whole numbers in the label map of {bundle.name}, got {between.size} voxels such as "
-            f"{between[0]:.3g}; its postprocessing should end in AsDiscreted, or its metadata not say segmentation"
-        )
-
-
 class _FromMemory(ImageReader):  # type: ignore[misc]  # MONAI is untyped
     """Hands a volume that is already in memory to a `LoadImage`, with the metadata that MONAI's readers give."""
 
@@ -246,7 +227,8 @@ class _FromMemory(ImageReader):  # type: ignore[misc]  # MONAI is untyped
         affine = _grid_of(img).affine
         shape = np.asarray(img.shape[1:])
         meta = {"affine": affine, "original_affine": affine.copy(), "spatial_shape": shape, "space": "RAS"}
-        return _array(img), {**meta, "original_channel_dim": math.nan}
+        # A copy: some transforms write into what they are given, and the image as read is shown beside the result.
+        return _array(img).copy(), {**meta, "original_channel_dim": math.nan}
 
 
 def _voxels(pred: object, bundle: OpenBundle) -> npt.NDArray[np.float32]:
@@ -256,13 +238,7 @@ def _voxels(pred: object, bundle: OpenBundle) -> npt.NDArray[np.float32]:
             f"expected a MetaTensor with its affine after the postprocessing of {bundle.name}, "
             f"got a {type(pred).__name__}"
         )
-    if pred.ndim != 4:
-        raise GeometryError(f"expected a channel and 3 dimensions from {bundle.name}, got shape {tuple(pred.shape)}")
-    if pred.shape[0] != 1:
-        raise OutputError(
-            f"expected one channel from the postprocessing of {bundle.name}, got {pred.shape[0]}; "
-            "for a segmentation, let it end in AsDiscreted(argmax=True)"
-        )
+    require_one_channel(pred.shape, bundle.name)
     return _array(pred)
 
 

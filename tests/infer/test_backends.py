@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from medgen.errors import BundleError
 from medgen.infer.backends import FORWARD, Candidate, Converted, Lowered, Original, available, build
 from medgen.infer.conversions import entries
-from medgen.infer.openvino_network import OpenVinoNetwork, convert, native_precisions
+from medgen.infer.openvino_network import OpenVinoNetwork, convert
+from medgen.infer.openvino_requests import native_precisions
 from medgen.infer.windows import WindowInferer
 
 CPU = torch.device("cpu")

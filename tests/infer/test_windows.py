@@ -13,10 +13,10 @@ from monai.inferers import SlidingWindowInferer
 from torch import nn
 
 from medgen.errors import BundleError, DeviceError, IntensityError
+from medgen.infer.cut import cut_windows, fitting_side
 from medgen.infer.memory import Load, batch_that_fits, fits, is_out_of_memory
-from medgen.infer.mosaic import cut_windows
 from medgen.infer.passes import Forward
-from medgen.infer.windows import WindowInferer, fitting_side
+from medgen.infer.windows import WindowInferer
 from medgen.nets.slices import SliceDenoiser
 
 

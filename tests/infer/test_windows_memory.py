@@ -19,8 +19,9 @@ from monai.data.utils import compute_importance_map, dense_patch_slices
 from torch import nn
 
 from medgen.errors import BundleError, IntensityError, TooLargeError
+from medgen.infer.cut import Cut, cut_windows, window_starts
 from medgen.infer.memory import zeros_in_a_file
-from medgen.infer.mosaic import Cut, Mosaic, cut_windows, window_starts
+from medgen.infer.mosaic import Mosaic
 from medgen.infer.passes import Forward
 from medgen.infer.windows import WindowInferer
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from medgen.errors import GeometryError
-from medgen.infer.mosaic import window_starts
+from medgen.infer.cut import window_starts
 from medgen.infer.windows import WindowInferer
 from medgen.metrics.seams import seam_score, window_borders
 

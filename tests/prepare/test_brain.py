@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from monai.data import MetaTensor
+from scipy.ndimage import binary_fill_holes
 
 from medgen.errors import IntensityError
-from medgen.prepare.brain import FindBraind, find_brain
+from medgen.prepare.brain import FindBraind, _filled, find_brain
 from medgen.simulate.brain import simulate_brain
 from medgen.simulate.sample import head_grid
 from medgen.simulate.signal import inversion_recovery, mr_image, spin_echo
@@ -61,3 +64,10 @@ def test_the_transform_empties_the_surroundings_and_keeps_the_grid() -> None:
     assert torch.all(made["image"][made["brain"] == 0] == 0)
     torch.testing.assert_close(made["brain"].affine, given.affine)
     assert FindBraind("image", allow_missing_keys=True)({"tissues": 1}) == {"tissues": 1}
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 999), share=st.sampled_from([0.3, 0.6, 0.9]))
+def test_holes_are_filled_as_scipy_does(seed: int, share: float) -> None:
+    mask = np.random.default_rng(seed).random((9, 8, 7)) < share
+    assert (_filled(mask) == binary_fill_holes(mask)).all()

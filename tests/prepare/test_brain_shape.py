@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813  # the name that SimpleITK's own documentation uses
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from monai.data import MetaTensor
 from scipy.ndimage import distance_transform_edt
 
 from medgen.errors import BundleError, IntensityError
 from medgen.prepare.brain import FindBraind, find_brain
-from medgen.prepare.brain_shape import read_shape, within_shape
+from medgen.prepare.brain_shape import distance_mm, read_shape, within_shape
 from medgen.prepare.pairing import to_sitk
 
 AFFINE = np.array([[2.0, 0, 0, -100], [0, 2.0, 0, -130], [0, 0, 2.0, -80], [0, 0, 0, 1]])
@@ -100,3 +102,20 @@ def test_where_nothing_is_thick_no_brain_is_found() -> None:
     noise = np.random.default_rng(0).random((60, 60, 60), dtype=np.float32) ** 8
     with pytest.raises(IntensityError, match="expected a brain"):
         find_brain(noise, (1.0, 1.0, 1.0))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 999),
+    share=st.sampled_from([0.002, 0.05, 0.5, 0.98]),
+    spacing=st.tuples(*[st.sampled_from([0.7, 1.0, 2.3, 5.0])] * 3),
+)
+def test_distances_are_scipys(seed: int, share: float, spacing: tuple[float, float, float]) -> None:
+    target = np.random.default_rng(seed).random((13, 11, 9)) < share
+    target[4, 5, 6] = True
+    expected = distance_transform_edt(~target, spacing)
+    np.testing.assert_allclose(distance_mm(target, spacing), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_nothing_is_far_from_everything() -> None:
+    assert np.isinf(distance_mm(np.zeros((3, 3, 3), dtype=np.bool_), (1.0, 1.0, 1.0))).all()
