@@ -143,7 +143,7 @@ class Mosaic:
                 self._result[window][0].copy_(seen)
                 continue
             self._finish_planes(window[0].start, window[2 + self._cut.along].start)
-            self._sums(window).addcmul_(seen, self._weights)
+            self._sums(window).add_(seen * self._weights)  # rounded twice, as MONAI does, and numpy in `window_mean`
 
     def _sums(self, window: Window) -> Tensor:
         if self._slab is None:

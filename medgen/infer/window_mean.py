@@ -69,22 +69,20 @@ def weighted_mean(volume: Array, network: Network, how: Windows) -> Array:
     roi = how.roi_for(volume.shape[2:])
     cut = Cut.of(volume.shape, roi, how.overlap)
     weights = importance(roi, how)[cut.inner]
-    # In float64 a product of float32 is exact: the sum is rounded once, as torch's `addcmul` does.
-    exact = weights.astype(np.float64)
-    result, scratch = np.empty(0, dtype=np.float32), np.empty(0)
+    result, scratch = np.empty(0, dtype=np.float32), np.empty(0, dtype=np.float32)
     outputs = network.stream((window, _taken(volume, window, cut, how.padding)) for window in cut.windows())
     try:
         for window, (output, *others) in outputs:
             _require_usable(output, others, window, roi)
             if not result.size:
                 result = _room((1, output.shape[1], *cut.size), cut)
-                scratch = np.empty((output.shape[1], *cut.covered))
+                scratch = np.empty((output.shape[1], *cut.covered), dtype=np.float32)
             seen, place = output[0][(slice(None), *cut.inner)], result[window][0]
             if cut.one_each:
                 place[:] = seen
                 continue
-            np.multiply(seen, exact, out=scratch)
-            np.add(scratch, place, out=place, casting="same_kind", dtype=np.float64)
+            np.multiply(seen, weights, out=scratch)
+            np.add(place, scratch, out=place)
     finally:
         outputs.close()
     return result if cut.one_each else _divided(result, cut, weights)
