@@ -1,5 +1,6 @@
 """A network in OpenVINO's form, run on the CPU on numpy arrays: compiled for each size of window, several at a time."""
 
+import functools
 from collections import OrderedDict, deque
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
@@ -21,9 +22,15 @@ Array = npt.NDArray[np.float32]
 Group = TypeVar("Group")
 
 
+@functools.cache
+def _core() -> ov.Core:
+    """The one OpenVINO of this process: with the last of them its libraries would be unloaded under its threads."""
+    return ov.Core()
+
+
 def native_precisions() -> tuple[str, ...]:
     """Returns the precisions that this CPU computes in, the fastest first; OpenVINO would quietly do others in fp32."""
-    offered = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    offered = _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return tuple(name for name, word in _OFFERED if word in offered)
 
 
@@ -44,7 +51,7 @@ class OpenVinoRequests:
 
     def __init__(self, file: Path, precision: str, threads: int) -> None:
         self.file, self.precision, self.threads = file, precision, max(threads, 1)
-        self._core = ov.Core()
+        self._core = _core()
         described = mixed_file(file) if precision == "mixed" else file
         self._model = self._core.read_model(described, file.with_suffix(".bin"))
         self._forms: OrderedDict[tuple[tuple[int, ...], int], _Form] = OrderedDict()
