@@ -12,7 +12,8 @@ MedgenError
 ├── FetchError              a file of a data set cannot be had, or is not the one that its manifest states
 ├── BundleError             a bundle is incomplete, or its weights are not the ones it names
 │   └── UntrustedError      a bundle from elsewhere is code, and nobody has said that it may run
-└── DeviceError             the device asked for is not there, or too small for the smallest region
+├── DeviceError             the device asked for is not there, or too small for the smallest region
+└── NotExactError           the way without torch cannot do this case exactly; it is done in the usual way
 
 A message says what was expected, what was found, where, and what to try, in two lines at most. It never holds a
 patient's name, ID or birth date, and names files relative to the input.
@@ -79,6 +80,10 @@ class UntrustedError(BundleError):
 
 class DeviceError(MedgenError):
     """The device asked for is not there, too small for the smallest region, or wrong about what was asked of it."""
+
+
+class NotExactError(MedgenError):
+    """The way without torch cannot do this case exactly; the case is done in the usual way, and nobody sees this."""
 
 
 def root_cause(error: BaseException) -> BaseException:

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from medgen.errors import NotExactError
 from medgen.infer.cut import Cut, Window, fitting_side, not_finite
 from medgen.read.memory import available_bytes
 
@@ -64,7 +65,7 @@ def weighted_mean(volume: Array, network: Network, how: Windows) -> Array:
 
     Raises:
         IntensityError: the network put out NaN or infinity.
-        NotImplementedError: the result would not fit in memory, or an output is not on the window's grid.
+        NotExactError: the result would not fit in memory, or an output is not on the window's grid.
     """
     roi = how.roi_for(volume.shape[2:])
     cut = Cut.of(volume.shape, roi, how.overlap)
@@ -112,7 +113,7 @@ def _profile(side: int, sigma: float) -> list[float]:
 
 def _require_usable(output: Array, others: Sequence[Array], window: Window, roi: tuple[int, ...]) -> None:
     if others or output.shape[:1] + output.shape[2:] != (1, *roi):
-        raise NotImplementedError("an output on another grid than the window's, or several")
+        raise NotExactError("an output on another grid than the window's, or several")
     if not np.isfinite(output.sum()) and not np.isfinite(output).all():  # a sum takes less time
         raise not_finite([window])
 
@@ -120,7 +121,7 @@ def _require_usable(output: Array, others: Sequence[Array], window: Window, roi:
 def _room(shape: tuple[int, ...], cut: Cut) -> Array:
     need = 4 * (math.prod(shape) + math.prod(cut.size) * cut.covered[cut.along] // cut.size[cut.along])
     if need > available_bytes() // 2:
-        raise NotImplementedError("a result that does not fit in memory")
+        raise NotExactError("a result that does not fit in memory")
     return np.zeros(shape, dtype=np.float32)
 
 
@@ -132,7 +133,7 @@ def _taken(volume: Array, window: Window, cut: Cut, padding: str | float) -> Arr
     if not isinstance(padding, str):
         return np.pad(voxels, [(0, 0), (0, 0), *widths], constant_values=np.float32(padding))
     if any(max(width) >= extent for width, extent in zip(widths, cut.covered, strict=True)):
-        raise NotImplementedError("more padding than image")
+        raise NotExactError("more padding than image")
     return np.pad(voxels, [(0, 0), (0, 0), *widths], mode=_PADDINGS[padding])  # type: ignore[call-overload,no-any-return]  # one of numpy's words
 
 

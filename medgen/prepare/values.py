@@ -3,6 +3,8 @@
 import numpy as np
 import numpy.typing as npt
 
+from medgen.errors import NotExactError
+
 Volume = npt.NDArray[np.float32]
 
 _MOST_FOR_QUANTILE = 1_000_000  # voxels; of more, MONAI asks numpy for percentiles
@@ -12,11 +14,11 @@ def scaled(image: Volume, minv: float, maxv: float) -> Volume:
     """`ScaleIntensity`: from the image's own range to `[minv, maxv]`.
 
     Raises:
-        NotImplementedError: all voxels are the same.
+        NotExactError: all voxels are the same.
     """
     low, high = image.min(), image.max()
     if low == high:
-        raise NotImplementedError("an image of one value")
+        raise NotExactError("an image of one value")
     return np.asarray((image - low) / (high - low) * (maxv - minv) + minv)
 
 
@@ -31,10 +33,10 @@ def ranged(
     """`ScaleIntensityRange`: from `[a_min, a_max]` to `[b_min, b_max]`.
 
     Raises:
-        NotImplementedError: the range is empty.
+        NotExactError: the range is empty.
     """
     if a_max - a_min == 0:
-        raise NotImplementedError("an empty range of values")
+        raise NotExactError("an empty range of values")
     image = (image - a_min) / (a_max - a_min)
     if b_min is not None and b_max is not None:
         image = image * (b_max - b_min) + b_min
@@ -47,7 +49,7 @@ def ranged_by_percentiles(
     """`ScaleIntensityRangePercentiles`, not relative: from between two percentiles to `[b_min, b_max]`.
 
     Raises:
-        NotImplementedError: both percentiles are the same.
+        NotExactError: both percentiles are the same.
     """
     low, high = percentiles(image, (lower, upper))
     return ranged(image, low, high, b_min, b_max, clip)

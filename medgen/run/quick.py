@@ -183,7 +183,7 @@ def _exactly(step: Callable[..., T], *given: object) -> T | None:
         return step(*given)
     except InputError:
         raise
-    except (NotImplementedError, MedgenError, RuntimeError, ValueError, ArithmeticError, MemoryError) as reason:
+    except (MedgenError, RuntimeError, ValueError, ArithmeticError, MemoryError) as reason:
         logger.debug("a case goes the usual way: %s", reason)
         return None
 

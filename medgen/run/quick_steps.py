@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from medgen.errors import NotExactError
 from medgen.geometry import Array
 from medgen.prepare import values
 from medgen.prepare.planes import How, is_place, is_unchanged, resampled, way_between
@@ -65,7 +66,7 @@ def take_steps(image: Placed, steps: Sequence[Step]) -> Placed:
     """Returns the image after the steps; what it was given stays as it is.
 
     Raises:
-        NotImplementedError: one cannot be done here exactly.
+        NotExactError: one cannot be done here exactly.
     """
     for step in steps:
         options = {name: value for name, value in step.items() if name != "do"}
@@ -85,7 +86,7 @@ def _turn(image: Placed, codes: str) -> Placed:
 def _crop(image: Placed, margin: Sequence[int], allow_smaller: bool) -> Placed:
     shape, present = image.voxels.shape[1:], np.asarray((image.voxels > 0).any(axis=0))
     if not present.any():
-        raise NotImplementedError("an image without foreground")
+        raise NotExactError("an image without foreground")
     starts, ends = [], []
     for axis, beside in enumerate(margin):
         found = np.flatnonzero(present.any(axis=tuple({0, 1, 2} - {axis})))
@@ -93,7 +94,7 @@ def _crop(image: Placed, margin: Sequence[int], allow_smaller: bool) -> Placed:
         starts.append(max(start, 0) if allow_smaller else start)
         ends.append(min(end, shape[axis]) if allow_smaller else end)
     if min(starts) < 0 or any(end > side for end, side in zip(ends, shape, strict=True)):
-        raise NotImplementedError("a margin beyond the image")
+        raise NotExactError("a margin beyond the image")
     voxels = image.voxels[(slice(None), *map(slice, starts, ends))]
     moved = Moved(image.affine, shape, start=tuple(starts))
     return Placed(voxels, _shifted(image.affine, starts), (*image.moves, moved))
@@ -108,7 +109,7 @@ def _shifted(affine: Array, by: Sequence[int]) -> Array:
 
 def _space(image: Placed, pixdim: Sequence[float], diagonal: bool, how: Sequence[Any]) -> Placed:
     if not is_place(image.affine):
-        raise NotImplementedError("an affine without an inverse")
+        raise NotExactError("an affine without an inverse")
     shape = image.voxels.shape[1:]
     target, size = spaced_grid(image.affine, shape, pixdim, diagonal=diagonal)
     moved = Moved(image.affine, shape, how=How(*how))
@@ -139,7 +140,7 @@ def _resample(image: Placed, target: Array, size: tuple[int, ...], how: How) -> 
         return image
     way = way_between(image.affine, target, image.voxels.shape[1:], size, how)
     if way is None or way.tied:
-        raise NotImplementedError("grids whose axes are not parallel, or voxels midway between two labels")
+        raise NotExactError("grids whose axes are not parallel, or voxels midway between two labels")
     return Placed(resampled(image.voxels, way), image.affine @ np.linalg.solve(image.affine, target), image.moves)
 
 

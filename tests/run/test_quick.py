@@ -15,6 +15,7 @@ import pytest
 import torch
 from zoo_like import METADATA, oblique_affine, smooth_volume, write_bundle, zoo_config
 
+from medgen.errors import NotExactError
 from medgen.infer.conversions import cache_folder, clear
 from medgen.run import quick, quick_plan
 from medgen.run.job import run_job
@@ -274,7 +275,7 @@ def test_a_case_that_needs_it_goes_the_usual_way(known: RunRequest, monkeypatch:
     before = files(known.output)
 
     def cannot(*given: object) -> None:
-        raise NotImplementedError("grids whose axes are not parallel")
+        raise NotExactError("grids whose axes are not parallel")
 
     for name in ("take_steps", "weighted_mean"):
         shutil.rmtree(known.output)
