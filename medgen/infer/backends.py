@@ -5,7 +5,11 @@ converted on its own. Nothing here judges whether a converted network is good en
 """
 
 import importlib.util
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import itertools
+import json
+import linecache
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -22,6 +26,9 @@ from medgen.infer.rewrite import simplified
 Backend = Literal["auto", "torch", "compile", "openvino", "onnx", "tensorrt"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
 FORWARD = ""  # the way of using a network that has no name: calling it
+_TORCH = Path(torch.__file__).parent
+jit: Any = torch.jit  # without types
+_BOUND = "one-size.json"  # of a conversion: the ways that hold for the size of their examples alone
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _PACKAGES = {"openvino": "openvino", "onnx": "onnxruntime", "tensorrt": "onnxruntime"}
 
@@ -75,10 +82,14 @@ class Converted:
     Args:
         ways: what computes each way.
         batch: windows that are best computed at a time; None leaves it to the inferer.
+
+    Attributes:
+        only_sizes: of windows, by way, where other sizes are left to torch; see `OneSize`.
     """
 
     def __init__(self, ways: Mapping[str, Callable[[Tensor], Any]], batch: int | None = None) -> None:
         self._ways = dict(ways)
+        self.only_sizes = {name: way.size for name, way in ways.items() if isinstance(way, OneSize)}
         if batch is not None:
             self.batch = batch
 
@@ -97,6 +108,37 @@ class Converted:
         if name.startswith("_") or name not in ways:
             raise AttributeError(name)
         return ways[name]  # type: ignore[no-any-return]
+
+
+class OneSize:
+    """A converted network that holds for one size of windows alone; torch computes other ones.
+
+    Networks may look at the size of what they are given, as MONAI's BasicUNet does to pad odd sizes. Converters follow
+    one way through such code, and what they make of it fails at other sizes or, worse, computes something else.
+
+    Args:
+        way: the converted network.
+        size: of windows, for which it was converted.
+        otherwise: the network in torch.
+    """
+
+    def __init__(self, way: Callable[[Tensor], Any], size: Sequence[int], otherwise: Callable[[Tensor], Any]) -> None:
+        self.way, self.size, self._otherwise = way, tuple(size), otherwise
+
+    def __call__(self, windows: Tensor) -> Any:  # noqa: ANN401 - as the network's
+        """Returns what the network makes of `(B, C, *spatial)`."""
+        return self.way(windows) if self._fits(windows) else self._otherwise(windows)
+
+    def stream(self, groups: Iterable[tuple[Any, Tensor]]) -> Iterator[tuple[Any, Any]]:
+        """Yields what the network makes of each group of windows, in order."""
+        for fits, same in itertools.groupby(groups, key=lambda group: self._fits(group[1])):
+            if fits:
+                yield from self.way.stream(same)  # type: ignore[attr-defined]  # asked only of what has it
+            else:
+                yield from ((group, self._otherwise(windows)) for group, windows in same)
+
+    def _fits(self, windows: Tensor) -> bool:
+        return tuple(windows.shape[2:]) == self.size
 
 
 class Streamed(Converted):
@@ -197,30 +239,36 @@ class _Way(nn.Module):
 def _openvino(candidate: Candidate, original: Original) -> Converted:
     from medgen.infer.openvino_network import OpenVinoNetwork, convert  # noqa: PLC0415 - half a second of import
 
-    folder = _converted(candidate, original, ".xml", convert)
-    threads = torch.get_num_threads()
-    ways = {
-        name: OpenVinoNetwork(folder / f"{_file_name(name)}.xml", candidate.precision, threads)
-        for name in original.ways
-    }
-    kind = Streamed if FORWARD in ways else Converted
-    return kind(ways, OpenVinoNetwork.batch)
+    folder, threads = _converted(candidate, original, ".xml", convert), torch.get_num_threads()
+
+    def load(file: Path) -> OpenVinoNetwork:
+        return OpenVinoNetwork(file, candidate.precision, threads)
+
+    kind = Streamed if FORWARD in original.ways else Converted
+    return kind(_ways(original, folder, ".xml", load), OpenVinoNetwork.batch)
 
 
 def _onnx(candidate: Candidate, original: Original) -> Converted:
     from medgen.infer.onnx_network import OnnxNetwork, export  # noqa: PLC0415 - a second of import
 
-    folder = _converted(candidate, original, ".onnx", export)
-    ways = {
-        name: OnnxNetwork(
-            folder / f"{_file_name(name)}.onnx",
-            tensorrt=candidate.backend == "tensorrt",
-            half=candidate.precision == "fp16",
-            threads=torch.get_num_threads(),
-        )
-        for name in original.ways
-    }
-    return Converted(ways)
+    folder, threads = _converted(candidate, original, ".onnx", export), torch.get_num_threads()
+    tensorrt, half = candidate.backend == "tensorrt", candidate.precision == "fp16"
+
+    def load(file: Path) -> OnnxNetwork:
+        return OnnxNetwork(file, tensorrt=tensorrt, half=half, threads=threads)
+
+    return Converted(_ways(original, folder, ".onnx", load))
+
+
+def _ways(
+    original: Original, folder: Path, suffix: str, load: Callable[[Path], Callable[[Tensor], Any]]
+) -> dict[str, Callable[[Tensor], Any]]:
+    bound = set(json.loads((folder / _BOUND).read_text(encoding="utf-8")))
+    ways: dict[str, Callable[[Tensor], Any]] = {}
+    for name, shape in original.ways.items():
+        way = load(folder / f"{_file_name(name)}{suffix}")
+        ways[name] = OneSize(way, shape[2:], _Way(original.network, name)) if name in bound else way
+    return ways
 
 
 def _converted(
@@ -230,14 +278,33 @@ def _converted(
     kind = "openvino" if candidate.backend == "openvino" else "onnx"
 
     def make(folder: Path) -> None:
-        network = simplified(original.network)
+        network, bound = simplified(original.network), []
         with _on_cpu(network):
             for name, example in original.examples().items():
-                convert(_Way(network, name).eval(), example.detach().cpu(), folder / f"{_file_name(name)}{suffix}")
+                way, windows = _Way(network, name).eval(), example.detach().cpu()
+                convert(way, windows, folder / f"{_file_name(name)}{suffix}")
+                bound += [name] if _looks_at_sizes(way, windows) else []
+        (folder / _BOUND).write_text(json.dumps(bound), encoding="utf-8")
 
     sizes = {name: list(shape) for name, shape in original.ways.items()}
     parts = {**original.identity, "backend": candidate.version(), "ways": sizes}
     return kept(kind, parts, make, about=f"{original.name} for {candidate.version()}")
+
+
+def _looks_at_sizes(network: nn.Module, windows: Tensor) -> bool:
+    """Says whether Python code in a network depends on tensors, which is where a tracer warns of what it cannot see."""
+    with torch.no_grad(), warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        jit.trace(network, windows, check_trace=False, strict=False)
+    return any(
+        issubclass(told.category, jit.TracerWarning) and not _is_check(told.filename, told.lineno) for told in seen
+    )
+
+
+def _is_check(file: str, line: int) -> bool:
+    """Says whether a line only refuses sizes, or is torch's own, which is written for all of them."""
+    here, after = (linecache.getline(file, number).strip() for number in (line, line + 1))
+    return Path(file).is_relative_to(_TORCH) or here.startswith("assert") or after.startswith("raise")
 
 
 def _compiled(candidate: Candidate, original: Original) -> Converted:

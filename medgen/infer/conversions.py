@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # what was converted before is found without torch
 
 logger = logging.getLogger(__name__)
 
+_FORM = 2  # of what is kept here and of what is done with it: another number, and everything is made again
 _LISTING = "content.json"  # of an entry: what it holds, with sums; written last
 
 
@@ -71,7 +72,7 @@ def network_sha256(network: "nn.Module") -> str:
 
 def key_of(parts: Mapping[str, Any]) -> str:
     """Returns the name of an entry made from these parts: 32 hex digits."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps({"form": _FORM, **parts}, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
 def kept(kind: str, parts: Mapping[str, Any], make: Callable[[Path], None], *, about: str) -> Path:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from medgen.infer.conversions import without_notices
 from medgen.infer.openvino_requests import OpenVinoRequests, mixed_file
-from medgen.infer.openvino_tail import write_mixed
+from medgen.infer.openvino_tail import split_last_weights, write_mixed
 
 Outputs = Tensor | tuple[Tensor, ...]
 
@@ -30,6 +30,7 @@ def convert(network: nn.Module, example: Tensor, file: Path) -> None:
     free = ov.PartialShape([-1, example.shape[1], *[-1] * (example.ndim - 2)])
     with torch.no_grad(), without_notices():
         model = ov.convert_model(network, example_input=example, input=[free])
+    split_last_weights(model)
     ov.save_model(model, file, compress_to_fp16=False)
     write_mixed(model, file, mixed_file(file))
 

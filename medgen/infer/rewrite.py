@@ -16,6 +16,8 @@ from torch.nn import functional
 from torch.nn.utils import parametrize
 
 _CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
+# Of more outputs OpenVINO's own transposed convolution takes 0.4 to 0.8 of the time, of 1 or 2 it takes 1.4 to 2 times.
+_MOST_OUTPUTS = 3
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -64,22 +66,27 @@ def can_rewrite(layer: nn.Module) -> bool:
 def simplified(network: nn.Module) -> nn.Module:
     """Returns a copy of a network, in forms that converters know and CPUs compute fast, where that is exact.
 
-    Transposed convolutions become sub-pixel convolutions; what parametrisations (spectral normalisation) make of
-    weights is computed once, as it stays the same in evaluation mode. A network without either is returned as it is.
+    Transposed convolutions of few outputs become sub-pixel convolutions; what parametrisations (spectral normalisation)
+    make of weights is computed once, as it stays the same in evaluation mode. A network without either is returned as
+    it is.
     A layer's forward hooks do not come along.
     """
-    if not any(can_rewrite(layer) or parametrize.is_parametrized(layer) for layer in network.modules()):
+    if not any(_pays(layer) or parametrize.is_parametrized(layer) for layer in network.modules()):
         return network
     network = copy.deepcopy(network)
     for layer in list(network.modules()):
         _settle_weights(layer)
-    if can_rewrite(network):
-        return SubPixelConv(network)  # type: ignore[arg-type]  # can_rewrite has looked
+    if _pays(network):
+        return SubPixelConv(network)  # type: ignore[arg-type]  # _pays has looked
     for parent in list(network.modules()):
         for name, child in parent.named_children():
-            if can_rewrite(child):
+            if _pays(child):
                 setattr(parent, name, SubPixelConv(child))  # type: ignore[arg-type]  # as above
     return network
+
+
+def _pays(layer: nn.Module) -> bool:
+    return isinstance(layer, _TRANSPOSED) and layer.out_channels <= _MOST_OUTPUTS and can_rewrite(layer)
 
 
 def _settle_weights(layer: nn.Module) -> None:

@@ -41,6 +41,7 @@ class Windows:
         padding: a value, or torch's `"reflect"`, `"replicate"` or `"circular"`.
         adapt: whether sides are fitted to the image.
         profiles: Gaussian weights along an axis, by `profile_name`, as torch rounds them; numpy's where there are none.
+        only_size: of a window, where the network computes no other; None: any.
     """
 
     roi_size: Sequence[int]
@@ -51,6 +52,7 @@ class Windows:
     padding: str | float
     adapt: bool
     profiles: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    only_size: Sequence[int] | None = None
 
     def roi_for(self, size: Sequence[int]) -> tuple[int, ...]:
         """Returns the window for an image of this size."""
@@ -65,9 +67,12 @@ def weighted_mean(volume: Array, network: Network, how: Windows) -> Array:
 
     Raises:
         IntensityError: the network put out NaN or infinity.
-        NotExactError: the result would not fit in memory, or an output is not on the window's grid.
+        NotExactError: a window has a size that the network does not compute, the result would not fit in memory, or an
+            output is not on the window's grid.
     """
     roi = how.roi_for(volume.shape[2:])
+    if how.only_size is not None and roi != tuple(how.only_size):
+        raise NotExactError("windows of another size than the network was converted for")
     cut = Cut.of(volume.shape, roi, how.overlap)
     weights = importance(roi, how)[cut.inner]
     result, scratch = np.empty(0, dtype=np.float32), np.empty(0, dtype=np.float32)

@@ -12,9 +12,9 @@ from medgen.errors import TooLargeError
 PEAK_BYTES_PER_VOXEL = 62
 _CONTROL_GROUPS = Path("/sys/fs/cgroup")
 _OWN_GROUPS = Path("/proc/self/cgroup")
-_LIMITS = (  # of version 2 and version 1: folder, limit and use
-    ("", "memory.max", "memory.current"),
-    ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+_LIMITS = (  # of version 2 and version 1: folder, limit, use, and what of the use are files that need not stay
+    ("", "memory.max", "memory.current", "inactive_file"),
+    ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
 
 
@@ -49,18 +49,28 @@ def _left_in_groups() -> list[int]:
     except OSError:
         return []
     left = []
-    for kind, limit, use in _LIMITS:
+    for kind, limit, use, files in _LIMITS:
         own = next((line.split(":", 2)[2] for line in lines if line.split(":", 2)[1] == kind), None)
         folder = _CONTROL_GROUPS / kind / (own or "/").lstrip("/")
         for group in [folder, *folder.parents] if own is not None else []:
-            left += _left(group / limit, group / use)
+            left += _left(group / limit, group / use, files)
             if group == _CONTROL_GROUPS:
                 break
     return left
 
 
-def _left(limit: Path, use: Path) -> list[int]:
+def _left(limit: Path, use: Path, files: str) -> list[int]:
     try:
-        return [max(0, int(limit.read_text(encoding="ascii")) - int(use.read_text(encoding="ascii")))]
+        used = int(use.read_text(encoding="ascii")) - _statistic(use.parent / "memory.stat", files)
+        return [max(0, int(limit.read_text(encoding="ascii")) - used)]
     except (OSError, ValueError):  # no such group, or its limit is "max"
         return []
+
+
+def _statistic(file: Path, name: str) -> int:
+    """Returns one of a group's statistics [bytes]; 0 where it is not told."""
+    try:
+        lines = [line.split() for line in file.read_text(encoding="ascii").splitlines()]
+    except OSError:
+        return 0
+    return next((int(line[1]) for line in lines if line[0] == name), 0)

@@ -96,7 +96,8 @@ class _Trial:
         backend, precision = best.candidate.split()
         candidate = Candidate(backend, precision)
         network = _network_of(candidate, self._bundle, self._original(found["ways"]))
-        choice = Choice(backend, precision, candidate.version(), best.psnr_db, verdicts)
+        only_sizes = getattr(network, "only_sizes", {})
+        choice = Choice(backend, precision, candidate.version(), best.psnr_db, verdicts, only_sizes)
         return _taken(self._bundle, candidate, network, choice)
 
     def _original(self, ways: Mapping[str, Sequence[int]]) -> Original:

@@ -1,7 +1,7 @@
 """What computes a network, and how that was found: plain data between the choice of a back end and its records."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from medgen.errors import BundleError
@@ -72,6 +72,7 @@ class Choice:
         version: `"openvino 2026.4.1"`.
         psnr_db: of its output on the reference, to torch in fp32; None where nothing was compared.
         verdicts: of all that were tried.
+        only_sizes: of windows, by way of using the network: others are left to torch in fp32; mostly empty.
     """
 
     backend: str
@@ -79,10 +80,14 @@ class Choice:
     version: str = ""
     psnr_db: float | None = None
     verdicts: tuple[Verdict, ...] = ()
+    only_sizes: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Returns what a record keeps of it, as plain JSON types."""
         found: dict[str, Any] = {"backend": self.backend, "precision": self.precision, "version": self.version}
+        if self.only_sizes:
+            sizes = sorted({"x".join(map(str, size)) for size in self.only_sizes.values()})
+            found |= {"converted_for": ", ".join(sizes), "other_sizes": "torch fp32"}
         return found if self.psnr_db is None else {**found, "reference_psnr_db": round(self.psnr_db, 1)}
 
     def to_run_json(self) -> dict[str, Any]:

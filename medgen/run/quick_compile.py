@@ -8,6 +8,7 @@ import json
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import monai
@@ -18,7 +19,7 @@ from monai.transforms.utils import is_positive
 from monai.utils import ensure_tuple_rep
 from torch import nn
 
-from medgen.infer.backends import FORWARD, Streamed
+from medgen.infer.backends import FORWARD, OneSize, Streamed
 from medgen.infer.openvino_network import OpenVinoNetwork
 from medgen.infer.window_mean import Windows, profile_name
 from medgen.infer.windows import WindowInferer
@@ -95,7 +96,7 @@ def compile_plan(bundle: OpenBundle) -> QuickPlan:
         computed_by=bundle.computed_by,
         network=network.requests.file,
         threads=network.requests.threads,
-        windows=_windows(bundle.inferer),
+        windows=replace(_windows(bundle.inferer), only_size=bundle.computed_by.only_sizes.get(FORWARD)),
         before=_before(bundle),
         after=_after(bundle),
     )
@@ -151,7 +152,9 @@ def _network(bundle: OpenBundle) -> OpenVinoNetwork:
     network: object = bundle.network
     ways = vars(network)["_ways"] if type(network) is Streamed else {}
     _require(list(ways) == [FORWARD], "another way of using the network")
-    converted: OpenVinoNetwork = ways[FORWARD]
+    way = ways[FORWARD]
+    converted = way.way if isinstance(way, OneSize) else way
+    assert isinstance(converted, OpenVinoNetwork)  # noqa: S101 - OpenVINO was chosen
     _require(converted.requests.outputs == 1, "several outputs")
     return converted
 

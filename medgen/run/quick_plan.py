@@ -25,7 +25,6 @@ from medgen.run.request import RunRequest
 
 logger = logging.getLogger(__name__)
 
-_VERSION = 1  # of what a plan holds, and of what is done with it
 _PLAN = "plan.json"
 _PACKAGES = ("monai", "torch", "numpy", "openvino", "nibabel")
 _FILES = (
@@ -88,6 +87,7 @@ class QuickPlan:
         """
         choice = dict(plain["computed_by"])
         choice["verdicts"] = tuple(Verdict(**verdict) for verdict in choice["verdicts"])
+        choice["only_sizes"] = {way: tuple(size) for way, size in choice["only_sizes"].items()}
         read = {
             "flags": tuple(plain["flags"]),
             "output": OutputKind(**plain["output"]),
@@ -136,7 +136,6 @@ def parts_of(request: RunRequest, entry: BundleFolder) -> dict[str, Any]:
     found = {path for pattern in _FILES for path in folder.glob(pattern) if path.is_file()}
     files = sorted(path for path in found if "__pycache__" not in path.parts)
     return {
-        "plan": _VERSION,
         "folder": str(folder),
         "own": entry.own,
         "files": {path.relative_to(folder).as_posix(): file_sha256(path) for path in files},

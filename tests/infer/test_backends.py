@@ -1,5 +1,6 @@
 """Converted networks: the same values as torch's, in every way of using them and for every size of window."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from monai.inferers import SlidingWindowInferer
-from monai.networks.nets import UNet
+from monai.networks.nets import BasicUNet, UNet
 from torch import Tensor, nn
 
 from medgen.errors import BundleError
@@ -168,6 +169,54 @@ def test_more_than_windows_is_refused() -> None:
     assert torch.equal(converted(torch.ones(1)), torch.ones(1))
     with pytest.raises(BundleError, match="windows alone"):
         converted(torch.ones(1), torch.ones(1))
+
+
+class _Looking(nn.Module):
+    """Looks at the size of what it is given, as MONAI's BasicUNet does: a tracer sees one way through it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.conv = nn.Conv3d(1, 2, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) if x.shape[2] % 2 == 0 else -self.conv(x)
+
+
+@pytest.mark.parametrize("backend", ["openvino", "onnx"])
+@pytest.mark.parametrize("network", [_Looking(), BasicUNet(3, 1, 1, (4, 4, 8, 8, 8, 4))], ids=["branch", "padding"])
+def test_other_sizes_are_left_to_torch_where_the_network_looks_at_them(backend: str, network: nn.Module) -> None:
+    network = network.eval()
+    converted = build(Candidate(backend, "fp32"), _original(network, forward=torch.rand(1, 1, 32, 32, 32)))
+    assert converted.only_sizes == {FORWARD: (32, 32, 32)}
+    for shape in ((1, 1, 32, 32, 32), (1, 1, 33, 35, 37), (2, 1, 32, 34, 49)):
+        x = torch.rand(shape)
+        with torch.no_grad():
+            torch.testing.assert_close(converted(x), network(x), rtol=0, atol=1e-3)
+
+
+def test_a_stream_of_several_sizes_keeps_its_order_where_some_are_left_to_torch() -> None:
+    network = _Looking().eval()
+    converted = build(Candidate("openvino", "fp32"), _original(network, forward=torch.rand(1, 1, 16, 16, 16)))
+    groups = [(number, torch.rand(1, 1, side, 16, 16)) for number, side in enumerate((16, 16, 17, 16, 15, 15, 16))]
+    seen = []
+    for number, output in converted.stream(iter(groups)):
+        with torch.no_grad():
+            torch.testing.assert_close(output, network(groups[number][1]), rtol=0, atol=1e-4)
+        seen.append(number)
+    assert seen == list(range(7))
+
+
+def test_groups_and_norms_of_torch_do_not_bind_a_network_to_a_size() -> None:
+    layers = [nn.GroupNorm(2, 4), nn.InstanceNorm3d(4), nn.Upsample(scale_factor=2)]
+    for layer in layers:
+        network = nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), layer).eval()
+        original = replace(_original(network, forward=torch.rand(1, 1, 16, 16, 16)), identity={"of": repr(layer)})
+        converted = build(Candidate("openvino", "fp32"), original)
+        assert converted.only_sizes == {}
+        x = torch.rand(1, 1, 24, 17, 20)
+        with torch.no_grad():
+            torch.testing.assert_close(converted(x), network(x), rtol=0, atol=1e-3)
 
 
 @pytest.mark.slow

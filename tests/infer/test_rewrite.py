@@ -62,7 +62,7 @@ def test_other_layers_stay(layer: nn.Module) -> None:
     "network",
     [
         UNet(3, 1, 1, (4, 8, 16), (2, 2), num_res_units=1),
-        BasicUNet(3, 1, 1, (4, 4, 8, 8, 8, 4)),
+        BasicUNet(3, 1, 1, (2, 4, 4, 8, 8, 2)),
         nn.ConvTranspose3d(1, 1, 2, 2),
     ],
 )
@@ -70,7 +70,10 @@ def test_whole_networks_keep_their_values_and_the_original_is_left_alone(network
     network = network.eval()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     rewritten = simplified(network)
-    assert not any(can_rewrite(layer) for layer in rewritten.modules())
+    swapped = [layer.out_channels for layer in rewritten.modules() if isinstance(layer, SubPixelConv)]
+    left = [layer.out_channels for layer in rewritten.modules() if isinstance(layer, nn.ConvTranspose3d)]
+    assert swapped
+    assert max(swapped) <= 3 < min(left, default=4)  # of many outputs converters know faster ways
     x = torch.rand(1, 1, 32, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(rewritten(x), network(x), rtol=1e-4, atol=1e-5)

@@ -41,15 +41,18 @@ def test_a_file_of_two_gigabytes_is_refused_from_its_header(tmp_path: Path, monk
 
 
 @pytest.mark.parametrize(
-    ("groups", "limit", "use", "line"),
+    ("groups", "limit", "use", "files", "line"),
     [
-        ("", "memory.max", "memory.current", "0::/job/step"),
-        ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "4:memory:/job/step"),
+        ("", "memory.max", "memory.current", "inactive_file", "0::/job/step"),
+        (
+            *("memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+            *("total_inactive_file", "4:memory:/job/step"),
+        ),
     ],
     ids=["version-2", "version-1"],
 )
 def test_the_tightest_limit_on_the_way_up_counts(
-    groups: str, limit: str, use: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    groups: str, limit: str, use: str, files: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step = tmp_path / groups / "job" / "step"
     step.mkdir(parents=True)
@@ -62,3 +65,5 @@ def test_the_tightest_limit_on_the_way_up_counts(
     monkeypatch.setattr(memory, "_CONTROL_GROUPS", tmp_path)
     monkeypatch.setattr(memory, "_OWN_GROUPS", own)
     assert available_bytes() == 3200
+    (step.parent / "memory.stat").write_text(f"anon 7\n{files} 300\nactive_file 9\n")
+    assert available_bytes() == 3500  # files that the kernel may forget take no room

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -285,6 +286,23 @@ def test_a_case_that_needs_it_goes_the_usual_way(known: RunRequest, monkeypatch:
         assert summary is not None
         assert summary.done == 1
         assert files(known.output) == before
+
+
+def test_windows_of_another_size_than_was_converted_go_the_usual_way(
+    known: RunRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = find_plan(known)
+    assert plan is not None
+    before, reason = files(known.output), []
+    shutil.rmtree(known.output)
+    bound = replace(plan, windows=replace(plan.windows, only_size=(8, 8, 8)))
+    monkeypatch.setattr(quick, "find_plan", lambda request: bound)
+    monkeypatch.setattr(quick.logger, "debug", lambda text, *given: reason.append(text % given))
+    summary = run_quick(known)
+    assert summary is not None
+    assert summary.done == 1
+    assert files(known.output) == before
+    assert any("windows of another size" in text for text in reason)
 
 
 NO_PLAN: list[dict[str, Any]] = [
