@@ -19,9 +19,11 @@ def real_data() -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Tests neither find nor leave converted networks; what `auto` means is torch, but where a test asks otherwise."""
+def _own_surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests neither find nor leave converted networks, nor see the user's folders; `auto` is torch unless one asks."""
     with pytest.MonkeyPatch.context() as patch:
+        for name in ("MEDGEN_DATA", "MEDGEN_BUNDLES"):
+            patch.delenv(name, raising=False)
         patch.setenv("MEDGEN_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("MEDGEN_BACKEND", "torch")
         yield
