@@ -25,7 +25,8 @@ HOW = """## How it was measured
   difference and PSNR, both over the range of the reference; the worst file of all rounds.
 - Stages are those of `cases.csv`; of MONAI those of one more run, with clocks inside. *in the network* is the whole
   call of the inferer, blending of windows included. Operations are those of convolutions and matrix products, counted
-  by torch in one window, times the windows that the network was given. The peak is what torch reaches in large matrix
+  by torch in one window, times the windows that the network was given; of bundles that come with medgen in a whole
+  scan by `bundle run`. The peak is what torch reaches in large matrix
   products, at its best before any round: whatever else runs makes it less.
 """
 
@@ -102,9 +103,17 @@ def _what(contest: Json) -> str:
         flop, voxels = contest["flop_per_window"], contest["window_voxels"]
         said.append(f"{flop / 1e9:.2f} GFLOP a window, {flop / voxels:.0f} FLOP a voxel of it")
     if windows_of(contest):
-        whole = windows_of(contest) * contest.get("flop_per_window", 0) / 1e9
+        whole = work_of(contest) / 1e9
         said.append(f"{windows_of(contest):.0f} windows a scan" + (f", {whole:.0f} GFLOP a scan" if whole else ""))
     return "; ".join(said) + ".\n"
+
+
+def work_of(contest: Json) -> float:
+    """Returns the operations of a scan in the network [FLOP]; 0 where they were not counted."""
+    if "flop_per_window" in contest:
+        return float(windows_of(contest) * contest["flop_per_window"])
+    counted = [stages["flop"] for arm in contest["arms"] for stages in arm["stages"] if "flop" in stages]
+    return float(median(counted)) if counted else 0.0
 
 
 def windows_of(contest: Json) -> float:
@@ -177,7 +186,7 @@ def _known(psnr_db: float | None) -> float:
 
 def _inside_table(contest: Json, raw: Json) -> str:
     """Where the time of a scan goes, and how much of what the machine can do is reached in the network."""
-    work = windows_of(contest) * contest.get("flop_per_window", 0)
+    work = work_of(contest)
     kinds = [kind for kind in raw["peaks"][0] if kind != "copy"]
     header = ["arm", *(f"{stage}, s" for stage in STAGES), "busy"]
     header += ["GFLOP/s in the network", *(f"of {kind} peak" for kind in kinds)] if work else []

@@ -52,7 +52,11 @@ class Watch:
                 network.register_forward_pre_hook(before),
                 network.register_forward_hook(lambda *_: self.add("network", self.now() - began.pop())),
             ]
-            found = self.timed("compute", inferer)(inputs, network, *args, **kwargs)
+            from torch.utils.flop_counter import FlopCounterMode  # noqa: PLC0415 - torch is there by now
+
+            with FlopCounterMode(display=False) as counter:
+                found = self.timed("compute", inferer)(inputs, network, *args, **kwargs)
+            self.add("flop", counter.get_total_flops())
             for hook in hooks:
                 hook.remove()
             return found
