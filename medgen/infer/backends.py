@@ -314,7 +314,8 @@ def _compiled(candidate: Candidate, original: Original) -> Converted:
     mode = "reduce-overhead" if parameter is not None and parameter.is_cuda else "default"
     ways = {}
     for name in original.ways:
-        compiled = torch.compile(_Way(lowered, name).eval(), dynamic=False, mode=mode)
+        with without_notices():  # of its own parts, on import
+            compiled = torch.compile(_Way(lowered, name).eval(), dynamic=False, mode=mode)
         ways[name] = _keeping_cache(compiled)
     return Converted(ways)
 
