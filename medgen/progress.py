@@ -69,7 +69,9 @@ class Progress(_Display):
     def hear(self, event: "Event") -> None:
         """Shows one event of `medgen.run.cohort.run_cohort`."""
         if event.kind == "begin":
-            self._task = self._bar.add_task("starting", total=event.total, failed="")
+            if self._task is not None:  # of an earlier run of a watcher
+                self._bar.remove_task(self._task)
+            self._task, self._failed = self._bar.add_task("starting", total=event.total, failed=""), 0
         self._failed += event.kind == "failed"
         self._line(event)
         if self._task is not None:

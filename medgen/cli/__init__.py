@@ -21,26 +21,28 @@ from medgen.cli.dose import lowdose
 from medgen.cli.latent import latent_app, sample
 from medgen.cli.manifest import manifest_app
 from medgen.cli.phantom import phantom
+from medgen.cli.remote import DICOMWEB, run_at_server, watch, without_values
 from medgen.cli.train import train
 from medgen.cli.words import (
     AllowIrregular,
     Bundle,
     Changes,
     Device,
-    Input,
     Json,
     Output,
+    Source,
     Trust,
     counted,
     errors,
     print_json,
     say,
+    say_end,
 )
+from medgen.errors import MedgenError
 from medgen.progress import Progress
 
 if TYPE_CHECKING:  # these bring numpy
     from medgen.case import Case
-    from medgen.run.steps import CohortSummary
 
 app = typer.Typer(
     name="medgen",
@@ -67,6 +69,7 @@ app.command()(calibrate)
 app.command()(train)
 app.command()(phantom)
 app.command()(lowdose)
+app.command()(watch)
 
 
 def _show_version(asked: bool) -> None:
@@ -121,8 +124,14 @@ def inspect(
 @app.command()
 def run(  # noqa: PLR0913, PLR0917 - one parameter an option: a command line is wide by nature
     bundle: Bundle,
-    source: Input,
+    source: Source,
     output: Output,
+    query: Annotated[
+        str, typer.Option(metavar="KEY=VALUE,...", help="At a DICOMweb server: which series, as QIDO-RS matches.")
+    ] = "",
+    store: Annotated[
+        bool, typer.Option("--store", help="Send the DICOM results back to the DICOMweb server, each once.")
+    ] = False,
     device: Device = "auto",
     backend: Annotated[
         Literal["auto", "torch", "compile", "openvino", "onnx", "tensorrt"],
@@ -164,14 +173,14 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter an option: a command line is 
     settings have changed.
     """
     from medgen.run.plan import Part
-    from medgen.run.quick import run_quick
     from medgen.run.request import RunRequest, plan_job
     from medgen.run.select import Filters
+    from medgen.run.start import start
 
     with errors():
         request = RunRequest(
             bundle=bundle,
-            source=source,
+            source=Path(source),
             output=output,
             device=device,
             backend=backend,
@@ -189,21 +198,21 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter an option: a command line is 
             fail_fast=fail_fast,
             trust=trust,
             changes=tuple(changes or ()),
-            command=tuple(sys.argv[1:]),
+            command=without_values(sys.argv[1:]),
         )
+        if source.startswith(DICOMWEB):
+            raise typer.Exit(run_at_server(source, query, request, store=store, dry_run=dry_run, as_json=as_json))
+        if query or store:
+            raise MedgenError(f"expected a DICOMweb server as input beside --query and --store: {DICOMWEB}https://...")
         if dry_run:
             _print_plan(plan_job(request), as_json=as_json)
             return
         with Progress() as progress:
-            summary = run_quick(request, progress.hear)
-            if summary is None:
-                from medgen.run.job import run_job
-
-                summary = run_job(request, progress.hear)
+            summary = start(request, progress.hear)
     if as_json:
         print_json({**asdict(summary), "exit_code": summary.exit_code})
     else:
-        _say_end(summary, output)
+        say_end(summary, output)
     raise typer.Exit(summary.exit_code)
 
 
@@ -260,7 +269,7 @@ def demo(
 
     with errors(), Progress() as progress:
         summary, places = demo_job(output, progress.hear)
-    _say_end(summary, output / "results")
+    say_end(summary, output / "results")
     for what, path in places.items():
         say(f"  {what:<9}{path}")
     raise typer.Exit(summary.exit_code)
@@ -297,10 +306,3 @@ def _print_plan(cases: "Sequence[Case]", *, as_json: bool) -> None:
 
 def _fate(case: "Case") -> str:
     return "skipped" if case.excluded else "failed" if case.refused else "run"
-
-
-def _say_end(summary: "CohortSummary", output: Path) -> None:
-    counts = {name: getattr(summary, name) for name in ("done", "kept", "failed", "skipped")}
-    say(f"{counted(counts)} in {summary.seconds:.0f} s; see {output / 'report.html'}")
-    if summary.stopped:
-        say(f"stopped early: {summary.stopped}; the same command goes on from here")

@@ -4,11 +4,14 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from medgen.errors import MedgenError, UntrustedError
+
+if TYPE_CHECKING:
+    from medgen.run.steps import CohortSummary
 
 NOTHING_STARTED = 2
 
@@ -25,6 +28,15 @@ Input = Annotated[
     Path,
     typer.Option(
         "--input", "-i", help="A file, a folder (searched to the bottom), a .txt or .tsv list, or a data manifest."
+    ),
+]
+Source = Annotated[
+    str,
+    typer.Option(
+        "--input",
+        "-i",
+        help="A file, a folder (searched to the bottom), a .txt or .tsv list, a data manifest, or a DICOMweb server as "
+        "`dicomweb+https://HOST/PATH`.",
     ),
 ]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results; made if it is not there.")]
@@ -53,6 +65,14 @@ def print_json(value: object) -> None:
 def counted(counts: Mapping[str, int]) -> str:
     """Reads `{"done": 2, "failed": 0}` as "2 done"; what is zero is not named."""
     return ", ".join(f"{count} {what}" for what, count in counts.items() if count) or "nothing"
+
+
+def say_end(summary: "CohortSummary", output: Path) -> None:
+    """Says how a run ended, and where to look."""
+    counts = {name: getattr(summary, name) for name in ("done", "kept", "failed", "skipped")}
+    say(f"{counted(counts)} in {summary.seconds:.0f} s; see {output / 'report.html'}")
+    if summary.stopped:
+        say(f"stopped early: {summary.stopped}; the same command goes on from here")
 
 
 @contextmanager

@@ -30,6 +30,7 @@ _log = logging.getLogger(__name__)
 
 _HASH_DIGITS = 12
 _TAIL_DIGITS = 6
+_DERIVED = "derived by medgen"  # a result beside its source must not become a source
 _FOREIGN = "not a format that medgen reads (NIfTI or DICOM)"
 _FOREIGN_TO_EYES = "not a format of B-scans (JPEG, PNG, TIFF or DICOM)"
 
@@ -37,7 +38,13 @@ Hash = Callable[[str], str]
 
 
 def find_cases(
-    source: Path, *, salt: bytes, hash_paths: bool = False, allow_irregular: bool = False, modality: str = ""
+    source: Path,
+    *,
+    salt: bytes,
+    hash_paths: bool = False,
+    allow_irregular: bool = False,
+    modality: str = "",
+    among: Sequence[Path] | None = None,
 ) -> list[Case]:
     """Finds the cases in an input, reading headers only.
 
@@ -55,6 +62,8 @@ def find_cases(
         modality: of what is looked for, as a bundle's metadata declare it. `"OPT"` or `"OP"`: every picture (JPEG, PNG,
             TIFF) and DICOM image of an eye is a case, what else holds a volume is refused. Any other makes no
             difference: pictures and images of eyes are then left out.
+        among: look only at these files, all of them below the folder `source`; cases have the names that they would
+            have if nothing else lay there.
 
     Returns:
         cases in a stable order; names and stems are unique.
@@ -64,10 +73,10 @@ def find_cases(
         ManifestError: a manifest is not valid.
     """
     eyes = modality in EYE_MODALITIES
-    found = find_files(Path(source), pictures=eyes)
+    found = find_files(Path(source), pictures=eyes, among=among)
 
     def digest(text: str) -> str:
-        return hmac.new(salt, text.encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()[:_HASH_DIGITS]
+        return _digest(text, salt)
 
     nifti = [_nifti_case(p, _relative(p, found), allow_irregular) for p in found.nifti]
     if hash_paths:
@@ -80,6 +89,22 @@ def find_cases(
         pictures = [_renamed(c, f"picture-{digest(str(c.relative))}") for c in pictures]
     others = [replace(c, excluded=_FOREIGN_TO_EYES) if c.excluded else c for c in others]
     return _told_apart([*pictures, *map(refuse_others, nifti), *dicom, *others])
+
+
+def lost_case(series: str, reason: str, *, salt: bytes) -> Case:
+    """Accounts for a DICOM series that is known to exist and could not be had, under the name it would have had."""
+    name = lost_name(series, salt)
+    return Case(name, "dicom", (), PurePosixPath(name), PurePosixPath(name), ".dcm", refused=reason)
+
+
+def lost_name(series: str, salt: bytes) -> str:
+    """Returns what a DICOM series is called that is one volume, or of which nobody knows how many it is.
+
+    Args:
+        series: its SeriesInstanceUID; where several studies claim it, followed by `|` and the StudyInstanceUID.
+        salt: see `find_cases`.
+    """
+    return f"dicom-{_digest(series, salt)}"
 
 
 def require_cases(dataset: Any) -> None:  # noqa: ANN401 - any sized thing: a list of cases, a MONAI dataset
@@ -132,6 +157,10 @@ def input_sha256(case: Case) -> str:
         raise UnreadableError(f"cannot be read: {error.strerror}") from error
     beside = f"{case.volume}{case.spacing_um or ''}"
     return hashlib.sha256(f"{content}{beside}".encode()).hexdigest() if beside or several else content
+
+
+def _digest(text: str, salt: bytes) -> str:
+    return hmac.new(salt, text.encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()[:_HASH_DIGITS]
 
 
 def _relative(path: Path, found: Found) -> PurePosixPath:
@@ -226,7 +255,7 @@ def _dicom_case(stack: Stack, name: str, relative: PurePosixPath, allow_irregula
         study=first.study_uid,
         volume=stack.key if first.coding.frames > 1 else "",
         description=", ".join(filter(None, (first.description, stack.key))),
-        excluded=stack.excluded,
+        excluded=stack.excluded or (_DERIVED if first.by_medgen else ""),
         flags=stack.flags,
     )
     if stack.excluded:

@@ -3,7 +3,7 @@
 import csv
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,18 +48,24 @@ class Found:
     take_pictures: bool = False
 
 
-def find_files(source: Path, *, pictures: bool = False) -> Found:
+def find_files(source: Path, *, pictures: bool = False, among: Sequence[Path] | None = None) -> Found:
     """Lists what `source` names, in a stable order.
 
     Args:
         source: a file, folder, list or manifest.
         pictures: JPEG, PNG and TIFF files are images too; else they are files like any other.
+        among: only these files of a folder; one that is gone by now is left out, as a search would.
 
     Raises:
         NoInputError: it does not exist, or a list names a path that does not.
         ManifestError: a manifest is not valid.
     """
     source = source.absolute()
+    if among is not None:
+        found = Found(source, take_pictures=pictures)
+        for path in filter(Path.exists, among):
+            sort_in(path, found, named=False)
+        return found
     if not source.exists():
         raise NoInputError(f"expected a file or folder as input, got nothing at {source.name}")
     if source.is_dir():
@@ -77,7 +83,7 @@ def _from_file(source: Path, *, pictures: bool) -> Found:
     name = source.name.lower()
     if not name.endswith((*_LIST_EXTENSIONS, ".json")):
         found = Found(source.parent, take_pictures=pictures)
-        _sort_in(source, found, named=True)
+        sort_in(source, found, named=True)
         return found
     if name.endswith(".json"):
         base, listed = listed_images(source)
@@ -100,7 +106,7 @@ def _add(image: Listed, found: Found) -> None:
         if path.is_dir():
             _search(path, found)
         else:
-            _sort_in(path, found, named=True)
+            sort_in(path, found, named=True)
 
 
 def read_list(file: Path) -> list[Path]:
@@ -137,7 +143,7 @@ def _common_base(base: Path, paths: list[Path]) -> Path:
 
 def _search(folder: Path, found: Found) -> None:
     for path in walk(folder, found, set()):
-        _sort_in(path, found, named=False)
+        sort_in(path, found, named=False)
 
 
 def walk(folder: Path, found: Found, seen: set[tuple[int, int]]) -> Iterator[Path]:
@@ -163,7 +169,7 @@ def walk(folder: Path, found: Found, seen: set[tuple[int, int]]) -> Iterator[Pat
             yield Path(entry.path)
 
 
-def _sort_in(path: Path, found: Found, *, named: bool) -> None:
+def sort_in(path: Path, found: Found, *, named: bool) -> None:
     """Puts one file where it belongs; `named` says that the user pointed at it, so that it must be accounted for."""
     name = path.name.lower()
     if name.endswith(NIFTI_EXTENSIONS):

@@ -45,7 +45,7 @@ _KEYWORDS = """
     TemporalPositionIdentifier TriggerTime EchoNumbers EchoTime RepetitionTime InversionTime FlipAngle
     DiffusionBValue SeriesDescription ProtocolName ScanningSequence BodyPartExamined PatientName PatientID
     PatientBirthDate SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence ImageLaterality
-    AcquisitionDeviceTypeCodeSequence
+    AcquisitionDeviceTypeCodeSequence SoftwareVersions
 """.split()  # noqa: SIM905 - a table of names reads better than one a line
 _TAGS = {keyword: tag for keyword in _KEYWORDS if (tag := tag_for_keyword(keyword)) is not None}
 
@@ -99,6 +99,7 @@ class Plane:
         slope: stored values times `slope` plus `intercept` are the real ones.
         intercept: see `slope`.
         coding: how the file stores its pixels.
+        by_medgen: whether medgen derived it.
     """
 
     file: Path
@@ -122,6 +123,7 @@ class Plane:
     slope: float
     intercept: float
     coding: PixelCoding
+    by_medgen: bool = False
 
 
 class Header:

@@ -149,6 +149,7 @@ def _file_facts(header: Header) -> dict[str, Any]:
         "description": describe(header),
         "rows": header.integer("Rows"),
         "columns": header.integer("Columns"),
+        "by_medgen": any(version.startswith("medgen ") for version in header.texts("SoftwareVersions")),
     }
 
 

@@ -66,6 +66,8 @@ def write_paths(output: Path, cases: Iterable[Case]) -> None:
     path = output / LEDGER_FOLDER / "paths.private.csv"
     known = _known_paths(path)
     for case in cases:
+        if not case.files:  # it could not be had
+            continue
         source = case.files[0] if len(case.files) == 1 else case.files[0].parent
         known[case.name] = str(source)
     text = io.StringIO()

@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 from medgen.provenance import package_versions
 from medgen.run.choice import Choice
 from medgen.run.plan import WHOLE, Part
+from medgen.run.private import LEDGER_FOLDER
 from medgen.run.records import Recipe, Record, cases_csv, counts
 from medgen.write.atomic import PREFIX, atomic_text
 
@@ -78,6 +79,12 @@ class Folder(Generic[T]):
                 continue  # replaced at this moment, or damaged; a damaged record's case is done again
         self._seen = found
         return frozenset((name, version) for name, (version, _) in found.items()), [item for _, item in found.values()]
+
+
+def read_records(output: Path) -> list[Record]:
+    """Returns what is on record in an output folder, in the order of the cases' names."""
+    found = Folder(output / LEDGER_FOLDER / "records", Record.from_json).read()[1]
+    return sorted(found, key=lambda record: record.case)
 
 
 class Publisher:

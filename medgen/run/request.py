@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from medgen.case import Case, Result
 from medgen.errors import MedgenError, NoInputError
-from medgen.read.discover import find_cases
+from medgen.read.discover import find_cases, lost_case
 from medgen.run.catalog import find_bundle
 from medgen.run.cohort import run_cohort
 from medgen.run.ledger import Ledger
@@ -53,6 +53,9 @@ class RunRequest:
         trust: run the code of a bundle that did not come with medgen.
         changes: `key=value` of ids in the bundle's inference config.
         command: the command line, for the record.
+        among: only these files of the folder `source`; None for all.
+        lost: series that belong to the cohort and could not be had: what their names follow from, and the reason.
+        arriving: more will come, so that it is no error if rules leave out all that is there.
     """
 
     bundle: str
@@ -75,6 +78,9 @@ class RunRequest:
     trust: bool = False
     changes: tuple[str, ...] = ()
     command: tuple[str, ...] = ()
+    among: tuple[Path, ...] | None = None
+    lost: tuple[tuple[str, str], ...] = ()
+    arriving: bool = False
 
 
 def plan_job(request: RunRequest) -> list[Case]:
@@ -95,7 +101,7 @@ def require_startable(request: RunRequest) -> None:
     find_bundle(request.bundle)
     if request.formats not in FORMATS:
         raise MedgenError(f"expected --format {', '.join(FORMATS)}, got {request.formats!r}")
-    _require_usable(_find(request, peek_salt(request.output)))
+    _require_usable(_find(request, peek_salt(request.output)), arriving=request.arriving)
 
 
 def settings_of(request: RunRequest, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -150,14 +156,17 @@ def _find(request: RunRequest, salt: bytes) -> list[Case]:
         hash_paths=request.hash_paths,
         allow_irregular=request.allow_irregular,
         modality=metadata.modality_in,
+        among=request.among,
     )
-    return select_cases(cases, SeriesRule.from_metadata(metadata.fields, request.changes), request.filters)
+    lost = [lost_case(series, reason, salt=salt) for series, reason in request.lost]
+    rule = SeriesRule.from_metadata(metadata.fields, request.changes)
+    return [*select_cases(cases, rule, request.filters), *lost]
 
 
-def _require_usable(cases: Sequence[Case]) -> None:
+def _require_usable(cases: Sequence[Case], *, arriving: bool) -> None:
     if not cases:
         raise NoInputError("expected images as input (NIfTI, DICOM; of eyes also pictures), found none; check the path")
-    if all(case.excluded for case in cases):
+    if all(case.excluded for case in cases) and not arriving:
         reasons = Counter(case.excluded for case in cases)
         said = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(3))
         raise NoInputError(

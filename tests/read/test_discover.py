@@ -336,3 +336,23 @@ def test_datalist_of_b_scans(mixed: Path) -> None:
     assert items[0]["image"] == str(mixed / "A.PNG")
     assert sum(isinstance(i["image"], str) and i["image"].endswith(".dcm") for i in items) == 2
     assert [i for i in items if i["stem"] == "brain"]  # listed, so that reading it raises the reason
+
+
+def test_what_medgen_derived_is_no_input_and_what_it_simulated_is(tmp_path: Path) -> None:
+    write(tmp_path / "a", SeriesInstanceUID="1.2.1", SoftwareVersions=["medgen 0.1.0", "bundle 0.2.0"])
+    write(tmp_path / "b", SeriesInstanceUID="1.2.2", SoftwareVersions=["syngo medgen"])
+    write(tmp_path / "c", SeriesInstanceUID="1.2.3", Manufacturer="medgen", SoftwareVersions="1")
+    excluded = {case.relative.name: case.excluded for case in find_cases(tmp_path, salt=b"")}
+    assert excluded == {"a": "derived by medgen", "b": "", "c": ""}
+
+
+def test_some_files_of_a_folder_are_called_as_in_the_whole(tmp_path: Path) -> None:
+    write(tmp_path / "dicom")
+    for name in ("x/a.nii", "x/b.nii.gz"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        nib.save(nib.Nifti1Image(voxels().astype(np.int16), np.eye(4)), tmp_path / name)
+    whole = {case.name: case for case in find_cases(tmp_path, salt=b"s")}
+    some = [tmp_path / "x" / "b.nii.gz", tmp_path / "gone.nii", *sorted((tmp_path / "dicom").iterdir())]
+    part = {case.name: case for case in find_cases(tmp_path, salt=b"s", among=some)}
+    assert len(part) == 2
+    assert all((case.stem, case.relative) == (whole[name].stem, whole[name].relative) for name, case in part.items())
