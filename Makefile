@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-all check bench setup clean
+.PHONY: demo test test-all check bench label setup clean
 
 demo: $(READY)  ## a simulated T1 brain becomes a T2: NIfTI, DICOM, a picture and a run report in demo_output/
 	@$(BIN)/medgen demo demo_output
@@ -25,6 +25,14 @@ bench: $(READY)  ## medgen beside `python -m monai.bundle run`: tables and a cha
 	$(BIN)/python benchmarks/speed.py
 
 setup: $(READY)  ## only the environment
+
+label: $(VENV)/.label  ## MONAI Label into the same environment, for `medgen serve`
+
+# Without their dependencies: those hold numpy below 2 and bring torch for CUDA.
+$(VENV)/.label: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,label]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps monailabel dcmqi
+	@touch $@
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -22,6 +22,7 @@ from medgen.cli.latent import latent_app, sample
 from medgen.cli.manifest import manifest_app
 from medgen.cli.phantom import phantom
 from medgen.cli.remote import DICOMWEB, run_at_server, watch, without_values
+from medgen.cli.serve import serve
 from medgen.cli.train import train
 from medgen.cli.words import (
     AllowIrregular,
@@ -70,6 +71,7 @@ app.command()(train)
 app.command()(phantom)
 app.command()(lowdose)
 app.command()(watch)
+app.command()(serve)
 
 
 def _show_version(asked: bool) -> None:

@@ -127,13 +127,7 @@ def open_bundle(
     """
     entry = find_bundle(name_or_path)
     metadata = read_metadata(entry.folder)
-    config = _complete_config(entry, metadata)
-    if not (entry.own or trust):
-        raise UntrustedError(
-            f"the bundle {entry.name} did not come with medgen, and running it runs its code; "
-            "read what it imports and evaluates, then say --trust",
-            list_code(entry.folder, config),
-        )
+    config = require_runnable(entry, metadata, trust=trust)
     chosen = pick_device(device)
     parser = _parser(entry, config, chosen)
     for change in changes:
@@ -174,11 +168,12 @@ def open_bundle(
     )
 
 
-def _complete_config(entry: BundleFolder, metadata: Metadata) -> Path:
+def require_runnable(entry: BundleFolder, metadata: Metadata, *, trust: bool) -> Path:
     """Returns the inference config once nothing that a run needs is missing; runs no code of it.
 
     Raises:
         BundleError: names all that is missing.
+        UntrustedError: it is code from elsewhere and `trust` is not given; its `items` are that code.
     """
     paths = [entry.folder / "configs" / f"inference{suffix}" for suffix in CONFIG_SUFFIXES]
     config = next((path for path in paths if path.is_file()), None)
@@ -192,6 +187,12 @@ def _complete_config(entry: BundleFolder, metadata: Metadata) -> Path:
         missing.append(no_weights)
     if missing or config is None:
         raise BundleError(f"the bundle {entry.name} cannot be run on images; it lacks: {'; '.join(missing)}")
+    if not (entry.own or trust):
+        raise UntrustedError(
+            f"the bundle {entry.name} did not come with medgen, and running it runs its code; "
+            "read what it imports and evaluates, then say --trust",
+            list_code(entry.folder, config),
+        )
     return config
 
 

@@ -22,6 +22,7 @@ _GEOMETRY_FIELDS = (
     *("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
     *("srow_x", "srow_y", "srow_z"),
 )
+WHOLE_UNITS = {"HU", "label"}  # in which a fraction says nothing
 _SCANNER = 1  # the sform and qform code for scanner coordinates
 _QFORM_SHEAR_DEGREES = 0.01  # a quaternion cannot state more
 _NIFTI1_LARGEST = 32767
@@ -43,7 +44,15 @@ def write_nifti(result: Result, path: Path, *, keep_float: bool = False) -> None
     Raises:
         OutputError: it cannot be written, has NaN or infinite voxels, or the header cannot state its grid.
     """
-    voxels = _stored(result, keep_float=keep_float)
+    save_nifti(result, stored_voxels(result, keep_float=keep_float), path)
+
+
+def save_nifti(result: Result, voxels: npt.NDArray[np.generic], path: Path) -> None:
+    """Writes voxels of a result, in whatever type they have; see `write_nifti`.
+
+    Raises:
+        OutputError: it cannot be written, or the header cannot state its grid.
+    """
     header = _source_header(result.case, result.grid)
     image = _image(voxels, result.grid, header)
     image.header["descrip"] = f"{result.kind.process} {result.kind.suffix}, medgen {medgen.__version__}"[:79].encode(
@@ -71,9 +80,10 @@ def _save(image: nib.Nifti1Image, grid: Grid, path: Path) -> None:
         _verify(part, grid)
 
 
-def _stored(result: Result, *, keep_float: bool) -> npt.NDArray[np.generic]:
+def stored_voxels(result: Result, *, keep_float: bool = False) -> npt.NDArray[np.generic]:
+    """Returns the voxels as they are written: int16 where that loses nothing, else float32."""
     extent = extent_of(result.image)
-    whole = result.kind.unit in {"HU", "label"} or extent.rounds_well
+    whole = result.kind.unit in WHOLE_UNITS or extent.rounds_well
     if whole and extent.fits(np.int16) and not keep_float:
         return rounded(result.image, np.int16)
     return np.asarray(result.image, dtype=np.float32)

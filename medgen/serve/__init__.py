@@ -1,0 +1,1 @@
+"""Bundles in MONAI Label: an app for its server, which viewers and scripts talk to."""
