@@ -8,6 +8,7 @@ import typer
 
 from medgen.cli.words import Trust, errors, say
 
+_YES = {"1", "true", "t", "yes", "y", "on"}
 _THIS_MACHINE = {"127.0.0.1", "::1", "localhost"}
 
 
@@ -29,7 +30,6 @@ def serve(
     from medgen.serve.server import serve as start_server
 
     with errors():
-        say(f"medgen at http://{host}:{port}; Ctrl-C ends it")
-        if host not in _THIS_MACHINE and os.environ.get("MONAI_LABEL_AUTH_ENABLE", "").lower() not in {"1", "true"}:
-            say(f"anyone who reaches {host}:{port} can read the studies; SERVING.md says how to ask for a password")
-        start_server(bundles or [], studies, host=host, port=port, folder=folder, trust=trust)
+        if host not in _THIS_MACHINE and os.environ.get("MONAI_LABEL_AUTH_ENABLE", "").lower() not in _YES:
+            say(f"anyone who reaches {host}:{port} can read the studies; SERVING.md says how to ask who they are")
+        start_server(bundles or [], studies, host=host, port=port, folder=folder, trust=trust, tell=say)

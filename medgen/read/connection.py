@@ -11,7 +11,10 @@ import requests
 
 from medgen.errors import NoInputError
 
+_log = logging.getLogger(__name__)
+
 _CONNECT_S = 10.0
+_THIS_MACHINE = {"127.0.0.1", "::1", "localhost"}
 
 # What it says when headers are odd, or at lower levels, holds whole URLs.
 logging.getLogger("urllib3").setLevel(logging.CRITICAL)
@@ -34,6 +37,10 @@ class Connection:
     def __init__(self, url: str, timeout_s: float) -> None:
         self.url = _checked(url)
         self._session = _session()
+        parts = urlsplit(url)
+        known = self._session.auth or requests.utils.get_netrc_auth(url)
+        if known and parts.scheme == "http" and parts.hostname not in _THIS_MACHINE:
+            _log.warning("credentials go to the DICOMweb server as anyone on the way can read them; https hides them")
         self._timeout_s = (_CONNECT_S, timeout_s)
 
     @contextlib.contextmanager

@@ -19,11 +19,11 @@ from monailabel.interfaces.tasks.train import TrainTask
 import medgen
 from medgen.run.catalog import find_bundle
 from medgen.serve.datastore import SeriesDatastore
-from medgen.serve.infer import BundleInfer
+from medgen.serve.infer import BundleInfer, first
 from medgen.serve.train import BundleTrain
 
 MODELS, TRUST = "models", "trust"
-_GONE, _FORBIDDEN = 404, 403
+_FORBIDDEN, _GONE, _UNUSABLE = 403, 404, 422
 
 
 class MedgenApp(MONAILabelApp):  # type: ignore[misc]  # MONAI Label is untyped
@@ -106,5 +106,9 @@ class _Batch(BatchInferTask):  # type: ignore[misc]  # as above
             except HTTPException as error:
                 return {"error": error.detail}
 
-        here = request if torch.cuda.is_available() else {**request, "multi_gpu": False, "device": "cpu"}
-        return super().__call__(here, datastore, each)  # type: ignore[no-any-return]
+        if not torch.cuda.is_available():  # MONAI Label would divide by the number of GPUs
+            device = first(request.get("device") or "auto")
+            if device not in {"auto", "cpu"}:
+                raise HTTPException(_UNUSABLE, f"expected a device that is there, auto or cpu, got {device}")
+            request = {**request, "multi_gpu": False, "device": "cpu"}
+        return super().__call__(request, datastore, each)  # type: ignore[no-any-return]

@@ -85,7 +85,7 @@ class BundleInfer(InferTask):  # type: ignore[misc]  # MONAI Label is untyped
         began = time.perf_counter()
         try:
             choices = {name: value for name, value in self.config().items() if isinstance(value, list)}
-            asked = {name: _first(request.get(name) or value) for name, value in choices.items()}
+            asked = {name: first(request.get(name) or value) for name, value in choices.items()}
             require_known(asked["result_extension"], asked["result_dtype"])  # before the work, not after it
             irregular, compress = _said(request, "allow_irregular", False), _said(request, "result_compress", True)
             case = self._case(Path(request["image"]), asked, allow_irregular=irregular)
@@ -135,8 +135,8 @@ def _changes(asked: Mapping[str, str], usual: str) -> tuple[str, ...]:
     return (f"contrast={asked['contrast']}",) if asked.get("contrast", usual) != usual else ()
 
 
-def _first(asked: object) -> str:
-    """What was chosen: clients send back the whole list where nobody chose."""
+def first(asked: object) -> str:
+    """Returns what was chosen: clients send back the whole list where nobody chose."""
     return str(asked[0] if isinstance(asked, list) and asked else asked)
 
 

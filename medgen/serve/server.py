@@ -16,7 +16,7 @@ import socket
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -77,6 +77,7 @@ def serve(
     port: int = 8000,
     folder: Path,
     trust: bool = False,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> None:
     """Serves bundles until stopped.
 
@@ -87,6 +88,7 @@ def serve(
         port: to listen at.
         folder: for logs, uploads and trained weights.
         trust: run the code of bundles that did not come with medgen.
+        tell: is told where, once nothing stands in the way.
 
     Raises:
         MedgenError: MONAI Label is not installed, the port is taken, or there is no such bundle or folder.
@@ -103,6 +105,7 @@ def serve(
         place = listed_folder(place, folder / "studies", modalities)
     _set_environment(folder, modalities)
     install()
+    tell(f"medgen at http://{host}:{port} in a few seconds; Ctrl-C ends it")
     _start(chosen, str(place), host, port, folder, trust=trust)
 
 

@@ -83,6 +83,7 @@ def test_the_shipped_reference_is_uniform_on_health_that_it_has_not_seen(contras
     assert tests["all patients"].regions >= 60
 
 
+@pytest.mark.slow
 def test_a_lesion_is_where_the_map_is_highest(tmp_path: Path) -> None:
     result = run(flair(lesion=True), GRID, tmp_path)
     assert result.findings is not None
@@ -116,6 +117,7 @@ def test_another_contrast_is_not_scored_as_sick(real_data: Path) -> None:
     assert result.findings.score is None
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 def test_lesions_of_patients_are_found_better_than_by_brightness(real_data: Path) -> None:
     """Of patients whose normal tissue was trained on, but not their lesions; the card has those left out."""

@@ -95,6 +95,7 @@ def test_few_slices_are_enough(tmp_path: Path, slices: int) -> None:
     assert error(after, np.abs(truth(slices)) < 300) < 0.9 * NOISE_HU
 
 
+@pytest.mark.slow
 def test_faint_discs_keep_their_contrast_and_edges_their_sharpness() -> None:
     """Not invented, not erased: discs in water as a scanner sees them at a quarter of the dose."""
     side, radius, middle = 1.0, 10.0, (127.5, 127.5)

@@ -24,6 +24,7 @@ def weights(command: list[str], batch_size: int, output: Path) -> torch.Tensor:
     return torch.load(output, weights_only=True)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch was built without gloo")
 def test_two_ranks_equal_one_process_with_the_doubled_batch(tmp_path: Path) -> None:
     one = weights([], 2, tmp_path / "one.pt")
@@ -33,6 +34,7 @@ def test_two_ranks_equal_one_process_with_the_doubled_batch(tmp_path: Path) -> N
     assert not torch.allclose(single, one, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch was built without gloo")
 @pytest.mark.parametrize(("ill", "stopped"), [(0, 50), (1, 200)])
 def test_both_ranks_act_on_what_the_first_one_finds(tmp_path: Path, ill: int, stopped: int) -> None:

@@ -63,6 +63,7 @@ def test_the_terms_are_those_of_the_paper() -> None:
     assert {"d_accuracy", "d_norm", "g_norm"} <= out["back"].keys()
 
 
+@pytest.mark.slow
 def test_a_healthy_cycle_raises_no_alarm_and_one_whose_way_back_is_dead_does() -> None:
     generator = torch.Generator().manual_seed(0)
     data = [

@@ -35,6 +35,7 @@ def dice(a: np.ndarray, b: np.ndarray) -> float:
     return 2 * float((a & b).sum()) / float(a.sum() + b.sum())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shift", "tilt", "size"), [(0, 0, 1.0), (12, 0.25, 1.08), (-10, -0.2, 0.92)])
 def test_a_neck_and_an_eye_are_cut_off_and_the_brain_stays(shift: float, tilt: float, size: float) -> None:
     brain = brain_of(shift, tilt, size)
@@ -49,12 +50,14 @@ def test_a_neck_and_an_eye_are_cut_off_and_the_brain_stays(shift: float, tilt: f
     assert not kept[:, :, :4].any()
 
 
+@pytest.mark.slow
 def test_what_no_usual_brain_fits_is_left_alone() -> None:
     rod = np.zeros((100, 120, 90), dtype=bool)
     rod[48:52, 5:115, 43:47] = True
     np.testing.assert_array_equal(within_shape(rod, AFFINE, SHAPE), rod)
 
 
+@pytest.mark.slow
 def test_a_stripped_image_is_not_confined_and_a_head_is(tmp_path: Path) -> None:
     file = tmp_path / "shape.nii.gz"
     sitk.WriteImage(SHAPE, str(file))

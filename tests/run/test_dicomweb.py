@@ -320,6 +320,24 @@ def test_credentials_come_from_the_environment_or_netrc(
     assert [credentials for *_, credentials in server.asked] == seen
 
 
+@pytest.mark.parametrize(
+    ("address", "token", "warned"),
+    [
+        ("http://pacs.example/dicom-web", "abc", True),
+        ("http://pacs.example/dicom-web", "", False),
+        ("https://pacs.example/dicom-web", "abc", False),
+        ("http://127.0.0.1:8042/dicom-web", "abc", False),
+    ],
+)
+def test_credentials_over_an_open_wire_are_told_of(
+    address: str, token: str, warned: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MEDGEN_DICOMWEB_TOKEN", token)
+    DicomWeb(f"dicomweb+{address}")
+    assert ("credentials go to the DICOMweb server" in caplog.text) is warned
+    assert "abc" not in caplog.text
+
+
 @pytest.mark.parametrize("tail", ["user:secret@host/dicom-web", "host/dicom-web?token=secret", "host/x#secret"])
 def test_an_address_with_a_secret_is_refused_without_it(tail: str) -> None:
     with pytest.raises(NoInputError, match="without credentials") as caught:

@@ -197,6 +197,7 @@ def test_several_at_once_share_the_work(server: orthanc.Orthanc, bundle: Path, t
     assert "0 sent to the server, 8 sent before" in said(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_watcher_waits_for_the_other_half_and_survives_a_kill(
     server: orthanc.Orthanc, bundle: Path, tmp_path: Path
 ) -> None:

@@ -268,6 +268,12 @@ def test_a_cohort_in_the_background_loses_nobody(server: Server, tmp_path: Path)
     assert set(told) == {"head", "other", "broken", "eye"}
     assert "expected a NIfTI file" in told["broken"]["error"]
     assert told["head"]["label"] == "head"
+    if not torch.cuda.is_available():
+        answer = requests.post(
+            f"{server.url}/batch/infer/{DOUBLED}", params={"run_sync": "true"}, json={"device": "cuda"}, timeout=60
+        )
+        assert answer.status_code == 422
+        assert "got cuda" in answer.json()["detail"]
 
 
 def test_the_snippet_for_slicer_loads_a_scalar_volume(
