@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -26,11 +26,16 @@ from medgen.cli.serve import serve
 from medgen.cli.train import train
 from medgen.cli.words import (
     AllowIrregular,
+    AllSeries,
+    Backend,
     Bundle,
     Changes,
     Device,
+    Formats,
     Json,
+    Only,
     Output,
+    Precision,
     Source,
     Trust,
     counted,
@@ -135,25 +140,15 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter an option: a command line is 
         bool, typer.Option("--store", help="Send the DICOM results back to the DICOMweb server, each once.")
     ] = False,
     device: Device = "auto",
-    backend: Annotated[
-        Literal["auto", "torch", "compile", "openvino", "onnx", "tensorrt"],
-        typer.Option(help="What computes the network; `auto`: the fastest whose output is the same within tolerance."),
-    ] = "auto",
-    precision: Annotated[
-        Literal["auto", "fp32", "mixed", "bf16", "fp16"],
-        typer.Option(help="Of the network's arithmetic; `mixed`: bf16, but fp32 in its last layers."),
-    ] = "auto",
-    formats: Annotated[Literal["same", "nifti", "dicom", "both"], typer.Option("--format", help="To write.")] = "same",
+    backend: Backend = "auto",
+    precision: Precision = "auto",
+    formats: Formats = "same",
     part: Annotated[str, typer.Option(metavar="I/N", help="Do part I of N; start the others elsewhere.")] = "1/1",
     jobs: Annotated[int, typer.Option(min=1, help="Cases read, and written, at a time; the network runs one.")] = 1,
     limit: Annotated[int, typer.Option(min=0, help="Stop after this many cases; 0 for no limit.")] = 0,
-    only: Annotated[
-        str, typer.Option(metavar="REGEX", help="Only series whose description, or files whose path, matches.")
-    ] = "",
+    only: Only = "",
     modality: Annotated[str, typer.Option(help="Only DICOM series of this modality, such as MR.")] = "",
-    all_series: Annotated[
-        bool, typer.Option("--all-series", help="Every series of a study, not only those the bundle declares.")
-    ] = False,
+    all_series: AllSeries = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and write nothing.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Do finished cases again.")] = False,
     preview: Annotated[bool, typer.Option("--preview/--no-preview", help="A picture beside every result.")] = True,

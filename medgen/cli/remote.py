@@ -5,11 +5,27 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from medgen.cli.words import AllowIrregular, Bundle, Changes, Device, Output, Trust, errors, print_json, say, say_end
+from medgen.cli.words import (
+    AllowIrregular,
+    AllSeries,
+    Backend,
+    Bundle,
+    Changes,
+    Device,
+    Formats,
+    Only,
+    Output,
+    Precision,
+    Trust,
+    errors,
+    print_json,
+    say,
+    say_end,
+)
 from medgen.errors import MedgenError
 from medgen.progress import Progress
 
@@ -85,8 +101,12 @@ def watch(  # noqa: PLR0913, PLR0917 - one parameter an option
     store: Annotated[bool, typer.Option("--store", help="Send the DICOM results back to the server.")] = False,
     settle: Annotated[float, typer.Option(min=0, help="Seconds without change after which a study is whole.")] = 60.0,
     every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 10.0,
-    formats: Annotated[Literal["same", "nifti", "dicom", "both"], typer.Option("--format", help="To write.")] = "same",
     device: Device = "auto",
+    backend: Backend = "auto",
+    precision: Precision = "auto",
+    formats: Formats = "same",
+    only: Only = "",
+    all_series: AllSeries = False,
     allow_irregular: AllowIrregular = False,
     changes: Changes = None,
     trust: Trust = False,
@@ -96,6 +116,7 @@ def watch(  # noqa: PLR0913, PLR0917 - one parameter an option
     Kill it at any time: started again, it does what is not done. A study that grows later is done again.
     """
     from medgen.run.request import RunRequest
+    from medgen.run.select import Filters
     from medgen.run.signals import Stop
 
     stop = Stop()
@@ -105,7 +126,10 @@ def watch(  # noqa: PLR0913, PLR0917 - one parameter an option
             source=Path(source),
             output=output,
             device=device,
+            backend=backend,
+            precision=precision,
             formats=formats,
+            filters=Filters(only=only, all_series=all_series),
             allow_irregular=allow_irregular,
             trust=trust,
             changes=tuple(changes or ()),

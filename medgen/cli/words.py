@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -23,6 +23,21 @@ Trust = Annotated[
 Manifest = Annotated[Path, typer.Argument(metavar="FILE", help="A manifest, or the name of one that medgen brings.")]
 Device = Annotated[
     str, typer.Option(help="`auto`, `cpu`, `cuda` or `cuda:N`; `auto` takes the GPU where there is one.")
+]
+Backend = Annotated[
+    Literal["auto", "torch", "compile", "openvino", "onnx", "tensorrt"],
+    typer.Option(help="What computes the network; `auto`: the fastest whose output is the same within tolerance."),
+]
+Precision = Annotated[
+    Literal["auto", "fp32", "mixed", "bf16", "fp16"],
+    typer.Option(help="Of the network's arithmetic; `mixed`: bf16, but fp32 in its last layers."),
+]
+Formats = Annotated[Literal["same", "nifti", "dicom", "both"], typer.Option("--format", help="To write.")]
+Only = Annotated[
+    str, typer.Option(metavar="REGEX", help="Only series whose description, or files whose path, matches.")
+]
+AllSeries = Annotated[
+    bool, typer.Option("--all-series", help="Every series of a study, not only those the bundle declares.")
 ]
 Input = Annotated[
     Path,

@@ -90,10 +90,7 @@ def select_cases(cases: Sequence[Case], rule: SeriesRule, filters: Filters) -> l
 
 
 def _apply_filters(cases: Sequence[Case], filters: Filters) -> list[Case]:
-    try:
-        only = re.compile(filters.only, re.IGNORECASE)
-    except re.error as error:
-        raise NoInputError(f"--only takes a regular expression; {filters.only!r} is none ({error})") from error
+    only = pattern_of(filters)
 
     def reason(case: Case) -> str:
         text = case.description if case.kind == "dicom" else str(case.relative)
@@ -104,6 +101,18 @@ def _apply_filters(cases: Sequence[Case], filters: Filters) -> list[Case]:
         return ""
 
     return [case if case.excluded else replace(case, excluded=reason(case)) for case in cases]
+
+
+def pattern_of(filters: Filters) -> re.Pattern[str]:
+    """Returns what `filters.only` is looked for with.
+
+    Raises:
+        NoInputError: it is not a regular expression.
+    """
+    try:
+        return re.compile(filters.only, re.IGNORECASE)
+    except re.error as error:
+        raise NoInputError(f"--only takes a regular expression; {filters.only!r} is none ({error})") from error
 
 
 def _group(case: Case) -> tuple[str, ...]:

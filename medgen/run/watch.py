@@ -25,6 +25,7 @@ from medgen.run.quick_plan import find_plan
 from medgen.run.reasons import reason_of
 from medgen.run.remote import find_series, marks_of, retrieved, store_results
 from medgen.run.request import Listen, RunRequest
+from medgen.run.select import pattern_of
 from medgen.run.signals import Stop
 from medgen.run.start import start
 from medgen.run.steps import Event
@@ -308,15 +309,18 @@ class Watcher:
 
 
 def require_ready(request: RunRequest) -> None:
-    """Finds out before the first study arrives whether the bundle can be used.
+    """Finds out before the first study arrives whether the bundle can be used, and converts it for the back end.
 
     Raises:
         MedgenError: it cannot.
     """
+    pattern_of(request.filters)
     if find_plan(request) is None:
-        from medgen.run.bundle import open_bundle  # noqa: PLC0415 - brings torch and MONAI
+        from medgen.run.backend import with_backend  # noqa: PLC0415 - brings torch and MONAI
+        from medgen.run.bundle import open_bundle  # noqa: PLC0415 - as above
 
-        open_bundle(request.bundle, trust=request.trust, device=request.device, changes=request.changes)
+        bundle = open_bundle(request.bundle, trust=request.trust, device=request.device, changes=request.changes)
+        with_backend(bundle, request.backend, request.precision)
 
 
 def _is_lost(one: RemoteSeries, lost: set[str]) -> bool:

@@ -45,7 +45,10 @@ HEALTHY = {
 }
 
 
-@pytest.mark.parametrize("objective", HEALTHY)
+# One by default, the others take their time.
+@pytest.mark.parametrize(
+    "objective", ["hinge", *(pytest.param(o, marks=pytest.mark.slow) for o in HEALTHY if o != "hinge")]
+)
 def test_a_healthy_training_raises_no_alarm(objective: str) -> None:
     losses, penalty = HEALTHY[objective]
     monitor = HealthMonitor()

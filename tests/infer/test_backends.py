@@ -187,7 +187,7 @@ class _Looking(nn.Module):
         return self.conv(x) if x.shape[2] % 2 == 0 else -self.conv(x)
 
 
-@pytest.mark.parametrize("backend", ["openvino", "onnx"])
+@pytest.mark.parametrize("backend", ["openvino", pytest.param("onnx", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("network", [_Looking(), BasicUNet(3, 1, 1, (4, 4, 8, 8, 8, 4))], ids=["branch", "padding"])
 def test_other_sizes_are_left_to_torch_where_the_network_looks_at_them(backend: str, network: nn.Module) -> None:
     network = network.eval()

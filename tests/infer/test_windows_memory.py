@@ -209,7 +209,7 @@ print(most - before, result.numel() * 4)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-@pytest.mark.parametrize("budget", [[], ["0"]])
+@pytest.mark.parametrize("budget", [pytest.param([], marks=pytest.mark.slow), ["0"]], ids=["as free", "none"])
 def test_at_most_the_result_and_a_few_slabs_are_held(budget: list[str]) -> None:
     command = [sys.executable, "-c", _MEASURES, *budget]
     numbers = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()

@@ -43,7 +43,11 @@ class Orthanc:
             "DicomPort": self.dicom_port,
             "RemoteAccessAllowed": False,
             "AuthenticationEnabled": False,
-            "DicomAlwaysAllowStore": True,
+            # Its DICOM port is open on every address of the machine, whatever it is told; it takes from this one alone.
+            "DicomAlwaysAllowStore": False,
+            "DicomAlwaysAllowEcho": False,
+            "DicomCheckModalityHost": True,
+            "DicomModalities": {"here": ["STORESCU", "127.0.0.1", 104]},
             "DicomCheckCalledAet": False,
             "MaximumStorageCacheSize": 0,
             "Plugins": [str(plugin) for plugin in _PLUGINS if plugin.exists()][:1],

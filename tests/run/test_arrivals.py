@@ -2,26 +2,9 @@
 
 from pathlib import Path
 
-import nibabel as nib
-import numpy as np
+from incoming import push, save_nifti
 
 from medgen.read.arrivals import Arrivals, joined
-from medgen.simulate.dicom import write_series
-
-AFFINE = np.diag([-1.0, -1.0, 2.0, 1.0])
-
-
-def image(seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(1, 900, (12, 10, 6))
-
-
-def push(folder: Path, seed: int) -> list[Path]:
-    return write_series(folder, image(seed), AFFINE, seed=seed)
-
-
-def save_nifti(path: Path, seed: int = 0) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nib.save(nib.Nifti1Image(image(seed).astype(np.int16), AFFINE), path)
 
 
 def test_studies_that_claim_one_series_are_joined() -> None:

@@ -1,6 +1,5 @@
 """The commands, whole, from the command line to the files, with a foreign bundle that doubles its input."""
 
-import csv
 import json
 import shutil
 import subprocess
@@ -11,9 +10,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from incoming import rows
 from scipy.spatial.transform import Rotation
 from typer.testing import CliRunner, Result
-from zoo_like import write_bundle
 
 from medgen.cli import app
 from medgen.simulate.dicom import write_series
@@ -38,16 +37,6 @@ def save(path: Path, voxels: np.ndarray) -> None:
 
 def medgen(*words: object) -> Result:
     return CliRunner().invoke(app, [str(word) for word in words])
-
-
-def rows(output: Path) -> dict[str, dict[str, str]]:
-    with (output / "cases.csv").open(encoding="utf-8") as stream:
-        return {row["case"]: row for row in csv.DictReader(stream)}
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_bundle(tmp_path_factory.mktemp("bundles") / "double")
 
 
 @pytest.fixture(scope="module")

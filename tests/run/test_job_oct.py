@@ -1,6 +1,5 @@
 """A bundle of B-scans, whole: pictures and DICOM of eyes in, heat maps out, and a brain is refused, never scored."""
 
-import csv
 import json
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import numpy as np
 import pydicom
 import pytest
 from eye_like import write_eye_bundle
+from incoming import rows
 from monai.bundle import ConfigWorkflow
 from typer.testing import CliRunner, Result
 from zoo_like import write_bundle
@@ -31,11 +31,6 @@ pytestmark = [
 
 def medgen(*words: object) -> Result:
     return CliRunner().invoke(app, [str(word) for word in words])
-
-
-def rows(output: Path) -> dict[str, dict[str, str]]:
-    with (output / "cases.csv").open(encoding="utf-8") as stream:
-        return {row["case"]: row for row in csv.DictReader(stream)}
 
 
 @pytest.fixture(scope="module")

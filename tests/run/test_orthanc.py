@@ -1,22 +1,19 @@
 """Against a real DICOM server: found, retrieved, computed and sent back once, whoever is killed in the middle."""
 
-import csv
 import json
-import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import orthanc
 import pydicom
 import pytest
+from incoming import AFFINE, command, said, statuses, until
 from typer.testing import CliRunner, Result
-from zoo_like import write_bundle
 
 from medgen.cli import app
 from medgen.read.dicomweb import DicomWeb, parse_query
@@ -27,16 +24,10 @@ pytestmark = [
     pytest.mark.skipif(not orthanc.available(), reason="Orthanc with its DICOMweb plugin, or storescu, is missing"),
 ]
 
-AFFINE = np.diag([-1.0, -1.0, 2.0, 1.0])
 SLICES = 4
 _NEW = "</(0008,001c)>"  # SyntheticData, which dciodvfy does not know yet
 # What a scanner never says, and medgen must not change: found in instances that came back.
 KEPT = ("StudyInstanceUID", "FrameOfReferenceUID", "PatientID", "PatientName", "StudyDate")
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_bundle(tmp_path_factory.mktemp("bundles") / "double")
 
 
 @pytest.fixture
@@ -53,40 +44,15 @@ def write_studies(folder: Path, count: int) -> None:
         write_series(folder / f"{seed:02}", rng.integers(1, 900, (16, 14, SLICES)), AFFINE, seed=seed)
 
 
-def medgen(*words: object, home: Path) -> subprocess.Popen[bytes]:
-    code = "import sys, medgen.cli; sys.exit(medgen.cli.main())"
-    with (home / "said.log").open("ab") as log:
-        argv = [sys.executable, "-c", code, *map(str, words), "--trust"]
-        return subprocess.Popen(argv, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=log, stderr=log)
-
-
 def run(server: orthanc.Orthanc, bundle: Path, output: Path, *more: object) -> subprocess.Popen[bytes]:
     words = ["run", bundle, "-i", server.address, "-o", output, "--store", "--no-preview", *more]
-    return medgen(*words, home=output.parent)
+    return command(*words, home=output.parent)
 
 
 def run_here(server: orthanc.Orthanc, bundle: Path, output: Path, *more: object) -> Result:
     """As `run`, in this process, which need not begin first."""
     words = ["run", bundle, "-i", server.address, "-o", output, "--store", "--no-preview", "--trust", *more]
     return CliRunner().invoke(app, [str(word) for word in words])
-
-
-def said(folder: Path) -> str:
-    return (folder / "said.log").read_text(encoding="utf-8")
-
-
-def statuses(output: Path) -> list[str]:
-    if not (output / "cases.csv").is_file():
-        return []
-    with (output / "cases.csv").open(encoding="utf-8") as stream:
-        return sorted(row["status"] for row in csv.DictReader(stream))
-
-
-def until(holds: Callable[[], object], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, "it did not come"
-        time.sleep(0.02)
 
 
 def retrieved(output: Path) -> int:
@@ -204,7 +170,7 @@ def test_a_watcher_waits_for_the_other_half_and_survives_a_kill(
     write_studies(tmp_path / "in", 3)
     output = tmp_path / "out"
     words = ["watch", bundle, server.address, "-o", output, "--store", "--settle", "2", "--every", "0.2"]
-    process = medgen(*words, home=tmp_path)
+    process = command(*words, home=tmp_path)
     until(lambda: "watching" in said(tmp_path))
     halves = sorted((tmp_path / "in" / "00").iterdir())
     server.post(*halves[:2])
@@ -217,7 +183,7 @@ def test_a_watcher_waits_for_the_other_half_and_survives_a_kill(
     until(lambda: retrieved(output) >= 2)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    process = medgen(*words, home=tmp_path)
+    process = command(*words, home=tmp_path)
     until(lambda: server.count() == 2 * 3 * SLICES and statuses(output) == ["done"] * 3)
     server.end(signal.SIGKILL)
     time.sleep(0.5)  # a look or two in vain

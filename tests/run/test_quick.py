@@ -1,6 +1,5 @@
 """A bundle that ran once runs again without torch and MONAI, and makes the same files; what has changed is noticed."""
 
-import csv
 import json
 import shutil
 import subprocess
@@ -14,6 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from incoming import rows
 from zoo_like import METADATA, oblique_affine, smooth_volume, write_bundle, zoo_config
 
 from medgen.errors import NotExactError
@@ -121,10 +121,9 @@ def quickly(bundle: Path, source: Path, output: Path) -> str:
     return ended.stdout.rpartition("heavy:")[2].strip()
 
 
-def rows(output: Path) -> dict[str, dict[str, str]]:
-    with (output / "cases.csv").open(encoding="utf-8") as stream:
-        found = {row["case"]: row for row in csv.DictReader(stream)}
-    return {name: {k: v for k, v in row.items() if not k.startswith("seconds")} for name, row in found.items()}
+def untimed(output: Path) -> dict[str, dict[str, str]]:
+    """The cases, but for how long they took."""
+    return {name: {k: v for k, v in row.items() if not k.startswith("seconds")} for name, row in rows(output).items()}
 
 
 def files(output: Path) -> dict[str, bytes]:
@@ -154,20 +153,19 @@ def test_the_same_files_without_torch(kind: str, cohort: Path, tmp_path: Path) -
     for name in images:
         one, other = (np.asarray(nib.load(tmp_path / part / name).dataobj) for part in ("usual", "quick"))
         assert np.abs(one - other).max() <= (0 if kind == "labels" else 1e-6 * np.ptp(one))
-    for (
-        name
-    ) in images:  # told apart before the packed bytes are, since a difference of voxels or header is another fault
+    # Told apart before the packed bytes are, since a difference of voxels or header is another fault.
+    for name in images:
         one, other = (nib.load(tmp_path / part / name) for part in ("usual", "quick"))
         assert one.header.binaryblock == other.header.binaryblock, name
     assert [name for name in usual if usual[name] != quick_ones[name]] == []
-    assert rows(tmp_path / "usual") == rows(tmp_path / "quick")
+    assert untimed(tmp_path / "usual") == untimed(tmp_path / "quick")
     one, other = (json.loads((tmp_path / part / "run.json").read_text()) for part in ("usual", "quick"))
     for field in ("settings", "versions", "weights_sha256", "bundle_version", "device", "counts"):
         assert one[field] == other[field], field
     assert one["runs"][0]["computed_by"] == other["runs"][0]["computed_by"]
     # What the usual way has done stands: both are one recipe.
     assert quickly(bundle, source, tmp_path / "usual") == ""
-    assert rows(tmp_path / "usual") == rows(tmp_path / "quick")
+    assert untimed(tmp_path / "usual") == untimed(tmp_path / "quick")
     assert files(tmp_path / "usual") == usual
 
 

@@ -1,15 +1,14 @@
 """A run over a DICOMweb server, from the command line to what the server has then, accidents included."""
 
-import csv
 import json
 import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pacs
 import pytest
+from incoming import AFFINE, image, rows, statuses
 from pydicom import Dataset
 from typer.testing import CliRunner, Result
 from zoo_like import write_bundle
@@ -19,19 +18,7 @@ from medgen.read.dicomweb import DicomWeb, uids_of
 from medgen.run.remote import store_results
 from medgen.simulate.dicom import write_series
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*labels.*:FutureWarning")
-
-AFFINE = np.diag([-1.0, -1.0, 2.0, 1.0])
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_bundle(tmp_path_factory.mktemp("bundles") / "double")
-
-
-@pytest.fixture(autouse=True)
-def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("medgen.read.patience._FIRST_PAUSE_S", 0.01)
+pytestmark = [pytest.mark.filterwarnings("ignore:.*labels.*:FutureWarning"), pytest.mark.usefixtures("soon")]
 
 
 @pytest.fixture
@@ -43,25 +30,12 @@ def server(tmp_path: Path) -> Iterator[pacs.Pacs]:
         yield one
 
 
-def image(seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(1, 900, (12, 10, 6))
-
-
 def medgen(*words: object) -> Result:
     return CliRunner().invoke(app, [str(word) for word in words])
 
 
 def run(server: pacs.Pacs, bundle: Path, output: Path, *more: object) -> Result:
     return medgen("run", bundle, "-i", server.address, "-o", output, "--trust", "--no-preview", *more)
-
-
-def rows(output: Path) -> list[dict[str, str]]:
-    with (output / "cases.csv").open(encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))
-
-
-def statuses(output: Path) -> list[str]:
-    return sorted(row["status"] for row in rows(output))
 
 
 def test_what_is_derived_goes_back_once_and_never_comes_again(server: pacs.Pacs, bundle: Path, tmp_path: Path) -> None:
@@ -106,7 +80,7 @@ def test_what_another_output_folder_sent_is_no_input(server: pacs.Pacs, bundle: 
     result = run(server, bundle, tmp_path / "two")
     assert result.exit_code == 0, result.output
     assert statuses(tmp_path / "two") == ["done"] * 3 + ["skipped"] * 3
-    assert {row["reason"] for row in rows(tmp_path / "two")} == {"", "derived by medgen"}
+    assert {row["reason"] for row in rows(tmp_path / "two").values()} == {"", "derived by medgen"}
 
 
 def test_what_was_sent_before_it_could_be_noted_is_no_input(server: pacs.Pacs, bundle: Path, tmp_path: Path) -> None:
@@ -149,7 +123,7 @@ def test_a_series_that_cannot_be_had_costs_itself_and_is_done_when_it_can(
     result = run(server, bundle, output, "--store")
     assert result.exit_code == 1, result.output
     assert statuses(output) == ["done", "done", "failed"]
-    reasons = {row["reason"] for row in rows(output) if row["status"] == "failed"}
+    reasons = {row["reason"] for row in rows(output).values() if row["status"] == "failed"}
     assert reasons == {"could not be retrieved from the server: it answers 500"}
     assert "2 sent" in result.output
     result = run(server, bundle, output, "--store")
@@ -264,6 +238,8 @@ def test_a_folder_lost_from_the_store_is_retrieved_again(server: pacs.Pacs, bund
 
 def test_parts_leave_the_failures_of_others_on_record(server: pacs.Pacs, bundle: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
+    (output / ".medgen").mkdir(parents=True)
+    (output / ".medgen" / "salt").write_bytes(bytes(32))  # which part a case is in follows from it
     for seed in range(20, 26):
         write_series(tmp_path / "odd", image(seed), AFFINE, seed=seed, edit=_without_place)
         server.push(tmp_path / "odd")
@@ -275,10 +251,10 @@ def test_parts_leave_the_failures_of_others_on_record(server: pacs.Pacs, bundle:
     server.only = lambda method, path: "/series/" in path
     shutil.rmtree(output / ".medgen" / "retrieved")
     run(server, bundle, output, "--part", "1/2")
-    lost = sum(row["reason"].startswith("could not be retrieved") for row in rows(output))
+    lost = sum(row["reason"].startswith("could not be retrieved") for row in rows(output).values())
     assert lost > 0
     run(server, bundle, output, "--part", "2/2")
-    assert sum(row["reason"].startswith("could not be retrieved") for row in rows(output)) == lost
+    assert sum(row["reason"].startswith("could not be retrieved") for row in rows(output).values()) == lost
     assert len(rows(output)) == 9
 
 

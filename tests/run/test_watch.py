@@ -1,30 +1,27 @@
 """A watcher takes each study once, when it has stopped arriving; whatever arrives, and however it was ended before."""
 
-import csv
 import json
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pacs
 import pytest
+from incoming import AFFINE, image, push, rows, save_nifti, statuses
 from typer.testing import CliRunner
-from zoo_like import write_bundle
 
 from medgen.cli import app
 from medgen.errors import BundleError
 from medgen.read.dicomweb import DicomWeb
 from medgen.run.request import RunRequest
+from medgen.run.select import Filters
 from medgen.run.signals import Stop, on_first_signal
 from medgen.run.steps import Event
 from medgen.run.watch import FolderPlace, Quiet, ServerPlace, Watcher
 from medgen.simulate.dicom import write_series
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*labels.*:FutureWarning")
-
-AFFINE = np.diag([-1.0, -1.0, 2.0, 1.0])
+pytestmark = [pytest.mark.filterwarnings("ignore:.*labels.*:FutureWarning"), pytest.mark.usefixtures("soon")]
 
 
 class Clock:
@@ -40,38 +37,6 @@ class Clock:
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_bundle(tmp_path_factory.mktemp("bundles") / "double")
-
-
-@pytest.fixture(autouse=True)
-def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("medgen.read.patience._FIRST_PAUSE_S", 0.01)
-
-
-def image(seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(1, 900, (12, 10, 6))
-
-
-def push(folder: Path, seed: int) -> list[Path]:
-    return write_series(folder, image(seed), AFFINE, seed=seed)
-
-
-def save_nifti(path: Path, seed: int = 0) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nib.save(nib.Nifti1Image(image(seed).astype(np.int16), AFFINE), path)
-
-
-def rows(output: Path) -> dict[str, dict[str, str]]:
-    with (output / "cases.csv").open(encoding="utf-8") as stream:
-        return {row["case"]: row for row in csv.DictReader(stream)}
-
-
-def statuses(output: Path) -> list[str]:
-    return sorted(row["status"] for row in rows(output).values())
 
 
 # What has settled.
@@ -198,6 +163,19 @@ def test_a_study_of_which_nothing_is_wanted_is_accounted_for(folder: Watched, tm
     write_series(tmp_path / "in", image(1), AFFINE, tags={"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]})
     assert (folder.look(), folder.look(60)) == ([], ["skipped"])
     assert statuses(tmp_path / "in" / "results") == ["skipped"]
+
+
+def test_what_is_left_out_by_name_is_accounted_for(bundle: Path, tmp_path: Path, clock: Clock) -> None:
+    (tmp_path / "in").mkdir()
+    only = Filters(only="^sub-.*T1w")
+    request = RunRequest(str(bundle), tmp_path / "in", tmp_path / "out", trust=True, preview=False, filters=only)
+    watched = Watched(lambda quiet, _: FolderPlace(request, quiet), request, clock)
+    for name in ("sub-01_T1w.nii.gz", "sub-01_T2w.nii.gz", "other_T1w.nii.gz"):
+        save_nifti(tmp_path / "in" / name)
+    assert (watched.look(), watched.look(60)) == ([], ["done", "skipped", "skipped"])
+    reasons = {name: row["reason"] for name, row in rows(tmp_path / "out").items()}
+    assert reasons["sub-01_T1w.nii.gz"] == ""
+    assert {reasons[name] for name in ("sub-01_T2w.nii.gz", "other_T1w.nii.gz")} == {"does not match --only"}
 
 
 def test_a_study_that_a_full_disk_stopped_is_tried_again(

@@ -98,6 +98,7 @@ def test_pairs_become_weights_that_can_be_asked_for(server: Server, tmp_path: Pa
     assert told["weights_sha256"] == metadata["weights_sha256"]["models/model.pt"]
 
 
+@pytest.mark.slow
 def test_a_name_that_is_no_name_of_a_folder_is_refused(server: Server) -> None:
     record = start(server, name="../elsewhere")
     assert record["status"] == "ERROR"
