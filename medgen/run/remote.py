@@ -112,7 +112,8 @@ def retrieved(request: RunRequest, server: DicomWeb, series: Sequence[RemoteSeri
     begin = len(series) * (request.part.index - 1) // request.part.count
     order = [*zip(series, names, strict=True)]
     for number, (one, name) in enumerate([*order[begin:], *order[:begin]], 1):
-        listen(Event("note", 0, 0, reason=f"retrieving series {number} of {len(series)}"))
+        if not (folder / one.folder).is_dir():
+            listen(Event("note", 0, 0, reason=f"retrieving series {number} of {len(series)}"))
         try:
             with writing(folder):
                 places.append(server.retrieve(one, folder))

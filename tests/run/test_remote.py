@@ -43,9 +43,11 @@ def test_what_is_derived_goes_back_once_and_never_comes_again(server: pacs.Pacs,
     first = run(server, bundle, output, "--store")
     assert first.exit_code == 0, first.output
     assert "3 sent to the server" in first.output
+    assert "retrieving series 3 of 3" in first.output
     assert len(server.files) == 2 * 3 * 6
     asked = server.times("POST"), server.times("GET")
     again = run(server, bundle, output, "--store", "--json")
+    assert "retrieving" not in again.stderr
     told = json.loads(again.stdout)
     assert (told["kept"], told["done"], told["stored"]) == (3, 0, {"sent": 0, "kept": 3, "failed": {}})
     assert server.times("POST") == asked[0]
