@@ -65,11 +65,14 @@ def start(server: Server, **params: object) -> dict[str, object]:
     return server.wait_for("train")
 
 
-def test_pairs_become_weights_that_can_be_asked_for(server: Server, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_images_without_targets_are_not_trained_on(server: Server) -> None:
     nothing = start(server, max_epochs=1)
     assert nothing["status"] == "ERROR"
     assert "expected images with a final label, which is the target image" in " ".join(nothing["details"])
 
+
+def test_pairs_become_weights_that_can_be_asked_for(server: Server, tmp_path: Path) -> None:
     for seed in (1, 2):
         head(tmp_path / "target.nii.gz", seed, inverted=True)
         with (tmp_path / "target.nii.gz").open("rb") as file:
