@@ -3,6 +3,7 @@
 import os
 import tempfile
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,11 @@ class MedgenApp(MONAILabelApp):  # type: ignore[misc]  # MONAI Label is untyped
 
     def init_infers(self) -> dict[str, InferTask]:
         """Returns a task for each bundle."""
-        return {bundle.name: BundleInfer(bundle, Path(self.app_dir), trust=self._trust) for bundle in self._bundles}
+        computer = ThreadPoolExecutor(1, "medgen")
+        return {
+            bundle.name: BundleInfer(bundle, Path(self.app_dir), computer, trust=self._trust)
+            for bundle in self._bundles
+        }
 
     def init_trainers(self) -> dict[str, TrainTask]:
         """Returns a task for each bundle that says how it is trained."""

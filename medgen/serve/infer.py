@@ -4,9 +4,9 @@ import logging
 import math
 import re
 import tempfile
-import threading
 import time
 from collections.abc import Mapping
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +42,12 @@ class BundleInfer(InferTask):  # type: ignore[misc]  # MONAI Label is untyped
     Args:
         bundle: which.
         app_dir: where the train task of the same bundle leaves what it made.
+        computer: one thread in which all bundles compute: two networks at once would share the cores and double the
+            memory, and each of the server's threads would get threads of its own from torch.
         trust: run its code although it did not come with medgen.
     """
 
-    def __init__(self, bundle: BundleFolder, app_dir: Path, *, trust: bool = False) -> None:
+    def __init__(self, bundle: BundleFolder, app_dir: Path, computer: Executor, *, trust: bool = False) -> None:
         metadata = read_metadata(bundle.folder)
         about = str(metadata.fields.get("description", bundle.name))
         super().__init__(InferType.OTHERS, [], 3, about)
@@ -54,7 +56,7 @@ class BundleInfer(InferTask):  # type: ignore[misc]  # MONAI Label is untyped
         self._usual = str(metadata.fields.get("input_contrast", ""))
         self._contrasts = [self._usual, *others] if others else []
         self._opened: dict[_Key, OpenBundle] = {}
-        self._one_at_a_time = threading.Lock()  # two networks at once would share the cores and double the memory
+        self._computer = computer
 
     def is_valid(self) -> bool:
         """Says that it can be run."""
@@ -89,8 +91,7 @@ class BundleInfer(InferTask):  # type: ignore[misc]  # MONAI Label is untyped
             require_known(asked["result_extension"], asked["result_dtype"])  # before the work, not after it
             irregular, compress = _said(request, "allow_irregular", False), _said(request, "result_compress", True)
             case = self._case(Path(request["image"]), asked, allow_irregular=irregular)
-            with self._one_at_a_time:
-                result = predict_case(self._open(asked), case, allow_irregular=irregular)
+            result = self._computer.submit(self._compute, case, asked, allow_irregular=irregular).result()
             file = _write(result, self._app_dir / "tmp", asked, compress=compress)
         except BundleError as error:
             raise HTTPException(_OURS, str(error)) from error
@@ -111,6 +112,9 @@ class BundleInfer(InferTask):  # type: ignore[misc]  # MONAI Label is untyped
             return usable[0]
         reasons = sorted({case.refused or case.excluded for case in chosen} - {""})
         raise NoInputError(f"expected one volume, got {len(usable)}{': ' if reasons else ''}{'; '.join(reasons)}")
+
+    def _compute(self, case: Case, asked: Mapping[str, str], *, allow_irregular: bool) -> Result:
+        return predict_case(self._open(asked), case, allow_irregular=allow_irregular)
 
     def _open(self, asked: Mapping[str, str]) -> OpenBundle:
         key = (asked["device"], asked["weights"], asked.get("contrast", ""))

@@ -8,6 +8,7 @@ FOLDER/            0700: scans pass through it
 """
 
 import importlib.util
+import inspect
 import json
 import logging
 import os
@@ -130,8 +131,24 @@ def _start(chosen: Sequence[BundleFolder], studies: str, host: str, port: int, f
         if value is not None:
             os.environ[name] = json.dumps(value) if isinstance(value, list | dict) else str(value)
     _accept_signed_tokens()
+    _answer_while_computing()
     os.chdir(folder)  # an image whose ID is the name of a file where the user stands would be taken for that file
     uvicorn.run("monailabel.app:app", host=host, port=port, log_config=_logging(folder), access_log=False)
+
+
+def _answer_while_computing() -> None:
+    """Has images computed in a thread: MONAI Label's endpoint would compute in the one that answers everybody."""
+    from monailabel.endpoints import infer  # noqa: PLC0415 - needs the stand-ins
+
+    def api_run_inference(*, user: object, **asked: Any) -> Any:  # noqa: ANN401 - that there is a user is enough
+        return infer.run_inference(**asked)
+
+    api_run_inference.__signature__ = inspect.signature(infer.api_run_inference)  # type: ignore[attr-defined]
+    routes = infer.router.routes
+    [(at, stock)] = [(n, one) for n, one in enumerate(routes) if one.endpoint is infer.api_run_inference]
+    path = stock.path.removeprefix(infer.router.prefix)
+    infer.router.add_api_route(path, api_run_inference, methods=["POST"], summary=stock.summary)
+    routes[at] = routes.pop()
 
 
 def _accept_signed_tokens() -> None:

@@ -8,6 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from pathlib import Path
 from types import ModuleType
@@ -251,6 +252,29 @@ def test_the_log_tells_how_long_and_not_whose(server: Server) -> None:
     assert "doubled: one image in" in told
     assert "other" not in told
     assert requests.get(f"{server.url}/logs/", timeout=60).ok
+
+
+def test_while_it_computes_for_one_it_answers_others(server: Server, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    nibabel.save(
+        nibabel.Nifti1Image(rng.integers(0, 900, (160, 160, 160)).astype(np.int16), np.eye(4)), tmp_path / "x.nii"
+    )
+    with ThreadPoolExecutor(2) as pool, (tmp_path / "x.nii").open("rb") as one, (tmp_path / "x.nii").open("rb") as two:
+        url, asked = f"{server.url}/infer/{DOUBLED}", {"output": "image"}
+        waiting = [
+            pool.submit(requests.post, url, params=asked, files={"file": file}, timeout=300) for file in (one, two)
+        ]
+        waits, began = [0.0], time.monotonic()
+        while not all(future.done() for future in waiting):
+            asked_at = time.monotonic()
+            assert requests.get(f"{server.url}/info/", timeout=60).ok
+            waits.append(time.monotonic() - asked_at)
+            time.sleep(0.02)  # asked without a pause, it would do little else
+        whole = time.monotonic() - began
+        first, second = (future.result() for future in waiting)
+    assert first.ok
+    assert first.content == second.content
+    assert max(waits) < 0.3 * whole  # one of the two alone takes half of it
 
 
 def test_a_cohort_in_the_background_loses_nobody(server: Server, tmp_path: Path) -> None:
