@@ -19,7 +19,7 @@ from monailabel.interfaces.tasks.train import TrainTask
 
 import medgen
 from medgen.run.catalog import find_bundle
-from medgen.serve.datastore import SeriesDatastore
+from medgen.serve.datastore import PlainNames, SeriesDatastore
 from medgen.serve.infer import BundleInfer, first
 from medgen.serve.train import BundleTrain
 
@@ -65,6 +65,17 @@ class MedgenApp(MONAILabelApp):  # type: ignore[misc]  # MONAI Label is untyped
         """Returns what runs a model over many images."""
         return _Batch()
 
+    def init_datastore(self) -> Datastore:
+        """Returns where the studies are."""
+        if self.studies.startswith(("http://", "https://")):
+            return super().init_datastore()
+        return PlainNames(
+            self.studies,
+            extensions=settings.MONAI_LABEL_DATASTORE_FILE_EXT,
+            auto_reload=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
+            read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY,
+        )
+
     def _init_dicomweb_datastore(self) -> Datastore:
         stock: DICOMWebDatastore = super()._init_dicomweb_datastore()
         return SeriesDatastore(
@@ -90,6 +101,17 @@ class MedgenApp(MONAILabelApp):  # type: ignore[misc]  # MONAI Label is untyped
             store.require_kept(str(request.get("label_tag", "")))  # before the work, not after it
         return super().infer(request, datastore)  # type: ignore[no-any-return]
 
+    def next_sample(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Returns an image to work on next.
+
+        Raises:
+            HTTPException: 404, if there is no such strategy.
+        """
+        asked = request.get("strategy") or "random"
+        if asked not in self._strategies:
+            raise HTTPException(_GONE, f"expected a strategy of {', '.join(self._strategies)}, got {asked!r}")
+        return super().next_sample(request)  # type: ignore[no-any-return]
+
     def _require_image(self, image: str, datastore: Datastore) -> None:
         if os.path.exists(image):  # noqa: PTH110 - as MONAI Label asks: "" is no path
             # A caller may name any file in `params`, and MONAI Label would open it.
@@ -113,7 +135,7 @@ class _Batch(BatchInferTask):  # type: ignore[misc]  # as above
 
         if not torch.cuda.is_available():  # MONAI Label would divide by the number of GPUs
             device = first(request.get("device") or "auto")
-            if device not in {"auto", "cpu"}:
+            if device not in {"auto", "cpu", "cuda"}:  # the last is what its endpoint says where nobody said anything
                 raise HTTPException(_UNUSABLE, f"expected a device that is there, auto or cpu, got {device}")
             request = {**request, "multi_gpu": False, "device": "cpu"}
         return super().__call__(request, datastore, each)  # type: ignore[no-any-return]

@@ -1,6 +1,9 @@
-"""Studies of a DICOMweb server: each series whole, or not there."""
+"""Studies of a folder or a DICOMweb server: names that lead nowhere else; each series whole, or not there."""
 
 import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +14,85 @@ from monailabel.interfaces.datastore import DefaultLabelTag
 
 from medgen.errors import MedgenError
 from medgen.read.dicomweb import DicomWeb
+from medgen.serve.studies import KINDS
+from medgen.write.served import EXTENSIONS
 
+_PLAIN = re.compile(r"[^./\\\x00-\x1f][^/\\\x00-\x1f]{0,199}")  # it becomes the name of a file or folder
 _UID = re.compile(r"[0-9.]{1,64}")  # PS3.5, section 9.1
 _GONE, _UNUSABLE, _BAD_GATEWAY = 404, 422, 502
 _PATIENCE_S = 30.0  # somebody waits before a screen
 
 
-class SeriesDatastore(DICOMWebDatastore):  # type: ignore[misc]  # MONAI Label is untyped
+class PlainNames(LocalDatastore):  # type: ignore[misc]  # MONAI Label is untyped
+    """MONAI Label's datastore of a folder, but for names: its own joins what a caller sends to a path as it is."""
+
+    def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
+        """Adds an image.
+
+        Raises:
+            HTTPException: 422, if the ID is no plain name, or the file of no kind that images have.
+        """
+        with _upload(image_filename):
+            _require_plain(image_id, "image")
+            _require_image_file(image_filename)
+            return str(super().add_image(image_id, image_filename, image_info))
+
+    def remove_image(self, image_id: str) -> None:
+        """Removes an image and its labels.
+
+        Raises:
+            HTTPException: 404, if there is none.
+        """
+        self._require_there(image_id)
+        super().remove_image(image_id)
+
+    def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
+        """Keeps a label of an image.
+
+        Raises:
+            HTTPException: 404, if there is no such image; 422, if the tag is no plain name, or the file of no kind that
+                images have.
+        """
+        with _upload(label_filename):
+            self._require_there(image_id)
+            _require_label(label_tag, label_filename)
+            return str(super().save_label(image_id, label_filename, label_tag, label_info))
+
+    def _require_there(self, image_id: str) -> None:
+        if image_id not in self._datastore.objects:
+            raise HTTPException(_GONE, "expected the ID of an image in the datastore, got one that it does not have")
+
+
+@contextmanager
+def _upload(file: str) -> Iterator[None]:
+    """Removes an upload that is refused: MONAI Label does so only after an answer that is none."""
+    try:
+        yield
+    except HTTPException:
+        if Path(file).parent == Path(tempfile.gettempdir()):
+            Path(file).unlink(missing_ok=True)
+        raise
+
+
+def _require_label(tag: str, file: str) -> None:
+    _require_plain(tag, "tag")
+    _require_image_file(file)
+
+
+def _require_plain(name: str, what: str) -> None:
+    if not _PLAIN.fullmatch(name):
+        raise HTTPException(
+            _UNUSABLE, f"expected {what} as a plain name, without / and a dot at its beginning, got another"
+        )
+
+
+def _require_image_file(path: str) -> None:
+    kinds = tuple(dict.fromkeys((*KINDS, *EXTENSIONS)))
+    if not path.lower().endswith(kinds):
+        raise HTTPException(_UNUSABLE, f"expected a file that ends in {', '.join(kinds)}, got another")
+
+
+class SeriesDatastore(PlainNames, DICOMWebDatastore):  # type: ignore[misc]  # as above
     """MONAI Label's datastore, but for how series are retrieved.
 
     Its own takes any folder that holds a file for the series: of one whose download was cut off the rest would be
@@ -55,11 +130,13 @@ class SeriesDatastore(DICOMWebDatastore):  # type: ignore[misc]  # MONAI Label i
         Raises:
             HTTPException: as `require_kept`.
         """
-        self.require_kept(label_tag)
-        self.get_image_uri(image_id)
-        model = ImageLabelModel(image=DataModel(ext="", info={"name": image_id}))
-        self._datastore.objects.setdefault(image_id, model)
-        return str(LocalDatastore.save_label(self, image_id, label_filename, label_tag, label_info))
+        with _upload(label_filename):
+            self.require_kept(label_tag)
+            _require_label(label_tag, label_filename)
+            self.get_image_uri(image_id)
+            model = ImageLabelModel(image=DataModel(ext="", info={"name": image_id}))
+            self._datastore.objects.setdefault(image_id, model)
+            return str(LocalDatastore.save_label(self, image_id, label_filename, label_tag, label_info))
 
     def require_kept(self, label_tag: str) -> None:
         """Refuses a tag that says to send a result to the server.

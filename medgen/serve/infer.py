@@ -23,6 +23,7 @@ from medgen.run.job import open_computed, predict_case
 from medgen.run.metadata import read_metadata
 from medgen.run.request import RunRequest
 from medgen.run.select import Filters, SeriesRule, select_cases
+from medgen.serve.endpoint import require_spelled
 from medgen.serve.train import trained
 from medgen.write.served import DTYPES, EXTENSIONS, require_known, write_served
 
@@ -87,6 +88,7 @@ class BundleInfer(InferTask):  # type: ignore[misc]  # MONAI Label is untyped
         began = time.perf_counter()
         try:
             choices = {name: value for name, value in self.config().items() if isinstance(value, list)}
+            require_spelled(request, (*choices, "allow_irregular", "result_compress"))
             asked = {name: first(request.get(name) or value) for name, value in choices.items()}
             require_known(asked["result_extension"], asked["result_dtype"])  # before the work, not after it
             irregular, compress = _said(request, "allow_irregular", False), _said(request, "result_compress", True)

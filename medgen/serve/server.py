@@ -8,13 +8,13 @@ FOLDER/            0700: scans pass through it
 """
 
 import importlib.util
-import inspect
 import json
 import logging
 import os
 import shutil
 import socket
 import sys
+import tarfile
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence, Set
@@ -130,25 +130,17 @@ def _start(chosen: Sequence[BundleFolder], studies: str, host: str, port: int, f
     for name, value in settings.model_dump(exclude={"MONAI_LABEL_CORS_ORIGINS"}).items():  # for its processes
         if value is not None:
             os.environ[name] = json.dumps(value) if isinstance(value, list | dict) else str(value)
+    from medgen.serve.endpoint import answer_while_computing  # noqa: PLC0415 - as above
+
     _accept_signed_tokens()
-    _answer_while_computing()
+    answer_while_computing()
+    # Archives are unpacked into sessions: none may name a place elsewhere. From Python 3.14 on this is so unasked.
+    tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
     os.chdir(folder)  # an image whose ID is the name of a file where the user stands would be taken for that file
-    uvicorn.run("monailabel.app:app", host=host, port=port, log_config=_logging(folder), access_log=False)
-
-
-def _answer_while_computing() -> None:
-    """Has images computed in a thread: MONAI Label's endpoint would compute in the one that answers everybody."""
-    from monailabel.endpoints import infer  # noqa: PLC0415 - needs the stand-ins
-
-    def api_run_inference(*, user: object, **asked: Any) -> Any:  # noqa: ANN401 - that there is a user is enough
-        return infer.run_inference(**asked)
-
-    api_run_inference.__signature__ = inspect.signature(infer.api_run_inference)  # type: ignore[attr-defined]
-    routes = infer.router.routes
-    [(at, stock)] = [(n, one) for n, one in enumerate(routes) if one.endpoint is infer.api_run_inference]
-    path = stock.path.removeprefix(infer.router.prefix)
-    infer.router.add_api_route(path, api_run_inference, methods=["POST"], summary=stock.summary)
-    routes[at] = routes.pop()
+    try:
+        uvicorn.run("monailabel.app:app", host=host, port=port, log_config=_logging(folder), access_log=False)
+    finally:
+        _clear(folder / "tmp")
 
 
 def _accept_signed_tokens() -> None:
@@ -189,12 +181,16 @@ def _write_app(folder: Path) -> None:
         for part in (folder, *(folder / name for name in ("logs", "tmp", "dicom", "sessions"))):
             part.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o700)
-        for left in (folder / "tmp").glob("*"):  # of a server that was killed
-            left.unlink() if left.is_file() else shutil.rmtree(left, ignore_errors=True)
+        _clear(folder / "tmp")  # of a server that was killed
         if not (folder / "main.py").exists() and any(path.is_file() for path in folder.iterdir()):
             raise OutputError(f"expected an empty folder, or one of an earlier server, at {folder.name}")
         atomic_text(folder / "main.py", _MAIN)
         atomic_text(folder / "sitecustomize.py", _SITE)
+
+
+def _clear(folder: Path) -> None:
+    for left in folder.glob("*"):
+        left.unlink() if left.is_file() else shutil.rmtree(left, ignore_errors=True)
 
 
 def _set_environment(folder: Path, modalities: Set[str]) -> None:

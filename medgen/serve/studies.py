@@ -14,7 +14,8 @@ from medgen.run.private import make_salt
 from medgen.write.atomic import writing
 
 _SERIES = ".dicom"  # a folder of this name is an image to MONAI Label, and a series to `find_cases`
-LISTED = ("*.nii.gz", "*.nii", "*.nrrd", "*.jpg", "*.jpeg", "*.png", "*.tif", "*.tiff", f"*{_SERIES}")
+KINDS = (".nii.gz", ".nii", ".nrrd", ".jpg", ".jpeg", ".png", ".tif", ".tiff")  # of files
+LISTED = tuple(f"*{kind}" for kind in (*KINDS, _SERIES))
 _LINKS = "links.json"  # names of the links, by what they lead to
 
 

@@ -25,6 +25,7 @@ from medgen.write.atomic import atomic_text
 _log = logging.getLogger(__name__)
 
 _UNUSABLE = 422
+_MOST_EPOCHS = 100_000
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _TRAIN, _BUNDLE, _RECORD = "train", "bundle", "train.json"
 
@@ -76,15 +77,16 @@ class BundleTrain(TrainTask):  # type: ignore[misc]  # MONAI Label is untyped
         """
         asked = {**self.config(), **request}
         try:
+            epochs, held_out = int(_number(asked, "max_epochs", 1, _MOST_EPOCHS)), _number(asked, "val_split", 0, 0.9)
             output = self._folder / _run_name(str(asked["name"]))
             output.mkdir(parents=True, exist_ok=True)
-            data_root = write_manifest(output / "data.json", datastore, float(asked["val_split"]))
+            data_root = write_manifest(output / "data.json", datastore, held_out)
             train = TrainRequest(
                 str(self._bundle.folder),
                 output,
                 data=output / "data.json",
                 data_root=data_root,
-                changes=(f"max_epochs={int(asked['max_epochs'])}",),
+                changes=(f"max_epochs={epochs}",),
                 weights="bundle" if asked["pretrained"] else "",
                 tracker="none",
                 trust=self._trust,
@@ -135,6 +137,16 @@ def write_manifest(file: Path, datastore: Datastore, held_out: float) -> Path:
     about = {"schema": "medgen-manifest-1", "name": "datastore", "description": "Pairs of a MONAI Label datastore"}
     atomic_text(file, json.dumps({**about, "license": "unknown", "source": "local", "cases": cases}, indent=1))
     return root
+
+
+def _number(asked: dict[str, Any], name: str, least: float, most: float) -> float:
+    try:
+        value = float(asked[name])
+    except (TypeError, ValueError):
+        value = -1.0
+    if not least <= value <= most:
+        raise NoInputError(f"expected a number from {least:g} to {most:g} as {name}, got {asked[name]!r}")
+    return value
 
 
 def _run_name(asked: str) -> str:

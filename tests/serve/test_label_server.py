@@ -6,6 +6,7 @@ import re
 import runpy
 import shutil
 import sys
+import tarfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -206,6 +207,9 @@ def test_a_bundle_of_several_contrasts_is_told_which(server: Server) -> None:
         (DOUBLED, "head", {"image": "ELSEWHERE"}, 403, "expected an image of the studies or an upload"),
         (DOUBLED, "head", {"result_extension": "/../../x.nii"}, 422, "expected a result_extension of .nii.gz"),
         (DOUBLED, "head", {"result_dtype": "float16"}, 422, "expected a result_dtype of float32"),
+        (DOUBLED, "head", {"result_dtyp": "int16"}, 422, "expected result_dtype in params, got result_dtyp"),
+        (DOUBLED, "head", {"model": HU}, 422, "expected one model"),
+        (DOUBLED, "head", ["image"], 422, "expected params as a JSON object"),
         (DOUBLED, "head", {"weights": "mine"}, 422, "expected weights of bundle, got 'mine'"),
         (DOUBLED, "head", {"device": "cuda:7"}, 422, "cuda"),
         (HU, "head", {"contrast": "$print(1)"}, 422, "expected a contrast of T1w, T2w"),
@@ -214,7 +218,7 @@ def test_a_bundle_of_several_contrasts_is_told_which(server: Server) -> None:
 def test_what_cannot_be_done_is_said_in_one_sentence(
     server: Server, model: str, image: str, params: dict[str, str], status: int, words: str
 ) -> None:
-    if params.get("image") == "ELSEWHERE":
+    if "ELSEWHERE" in str(params):
         params = {"image": str(Path(server.studies).parent / "elsewhere.nii.gz")}
     answer = requests.post(
         f"{server.url}/infer/{model}",
@@ -227,6 +231,54 @@ def test_what_cannot_be_done_is_said_in_one_sentence(
     assert "\n" not in answer.json()["detail"]
 
 
+def test_no_image_at_all_is_said(server: Server) -> None:
+    answer = requests.post(f"{server.url}/infer/{DOUBLED}", params={"output": "image"}, timeout=60)
+    assert (answer.status_code, answer.json()["detail"]) == (
+        422,
+        "expected image=ID, a file, or a session_id, got none of them",
+    )
+    answer = requests.post(
+        f"{server.url}/infer/{DOUBLED}", params={"image": "head"}, data={"params": "{bad"}, timeout=60
+    )
+    assert (answer.status_code, "JSON" in answer.json()["detail"]) == (422, True)
+    answer = requests.post(f"{server.url}/activelearning/first", json={}, timeout=60)
+    assert (answer.status_code, "expected a strategy of random" in answer.json()["detail"]) == (404, True)
+
+
+@pytest.mark.parametrize(
+    ("path", "asked", "name", "status"),
+    [
+        ("datastore/", {"image": "../app/main"}, "main.py", 422),
+        ("datastore/", {"image": "../../elsewhere"}, "head.nii.gz", 422),
+        ("datastore/", {"image": ".head"}, "head.nii.gz", 422),
+        ("datastore/", {"image": "x"}, "x.py", 422),
+        ("datastore/label", {"image": "head", "tag": "../../app/y"}, "head.nii.gz", 422),
+        ("datastore/label", {"image": "head", "tag": "final"}, "head.sh", 422),
+        ("datastore/label", {"image": "nobody", "tag": "final"}, "head.nii.gz", 404),
+        ("session/", {"uncompress": "true"}, "x.tar", 500),
+    ],
+)
+def test_no_upload_goes_elsewhere(
+    server: Server, tmp_path: Path, path: str, asked: dict[str, str], name: str, status: int
+) -> None:
+    def there() -> dict[Path, bytes]:
+        logs, uploads = server.folder / "logs", server.folder / "tmp"
+        files = [file for file in server.folder.parent.rglob("*") if file.is_file() and file != server.log]
+        return {file: file.read_bytes() for file in files if not {logs, uploads} & {*file.parents}}
+
+    (tmp_path / name).write_bytes(b"print('no')")
+    if name.endswith(".tar"):
+        with tarfile.open(tmp_path / name, "w") as archive:
+            archive.add(__file__, arcname="../../../elsewhere.py")
+    before, field = there(), "label" if path.endswith("label") else "files" if path == "session/" else "file"
+    with (tmp_path / name).open("rb") as file:
+        answer = requests.put(f"{server.url}/{path}", params=asked, files={field: file}, timeout=60)
+    assert answer.status_code == status
+    assert there() == before
+    gone = requests.delete(f"{server.url}/datastore/", params={"id": "../elsewhere"}, timeout=60)
+    assert gone.status_code == 404
+
+
 def test_the_client_tells_of_a_refusal(client: "MONAILabelClient") -> None:
     with pytest.raises(Exception, match="expected a NIfTI file") as told:  # each client has a class of its own
         client.infer(DOUBLED, "broken", {})
@@ -237,6 +289,8 @@ def test_nothing_is_left_of_what_was_asked(server: Server) -> None:
     for output in ("image", "json", "all"):
         assert server.infer(DOUBLED, "head", output=output).ok
     assert server.infer(HU, "head", result_dtype="uint8").status_code == 422
+    refused = requests.post(f"{server.url}/infer/{DOUBLED}", files={"file": ("x.nii.gz", b"no image")}, timeout=60)
+    assert refused.status_code == 422
     for _ in range(50):  # the server removes a file once it is sent
         left = [path for path in (server.folder / "tmp").iterdir() if path.is_file()]
         if not left:
@@ -278,7 +332,7 @@ def test_while_it_computes_for_one_it_answers_others(server: Server, tmp_path: P
 
 
 def test_a_cohort_in_the_background_loses_nobody(server: Server, tmp_path: Path) -> None:
-    answer = requests.post(f"{server.url}/batch/infer/{DOUBLED}", params={"images": "all"}, json={}, timeout=60)
+    answer = requests.post(f"{server.url}/batch/infer/{DOUBLED}", params={"images": "all"}, timeout=60)
     assert answer.status_code == 200
     assert server.wait_for("batch/infer")["status"] == "DONE"
     label = requests.get(f"{server.url}/datastore/label", params={"label": "head", "tag": "original"}, timeout=60)
@@ -294,10 +348,10 @@ def test_a_cohort_in_the_background_loses_nobody(server: Server, tmp_path: Path)
     assert told["head"]["label"] == "head"
     if not torch.cuda.is_available():
         answer = requests.post(
-            f"{server.url}/batch/infer/{DOUBLED}", params={"run_sync": "true"}, json={"device": "cuda"}, timeout=60
+            f"{server.url}/batch/infer/{DOUBLED}", params={"run_sync": "true"}, json={"device": "cuda:0"}, timeout=60
         )
         assert answer.status_code == 422
-        assert "got cuda" in answer.json()["detail"]
+        assert "got cuda:0" in answer.json()["detail"]
 
 
 def test_the_snippet_for_slicer_loads_a_scalar_volume(

@@ -1,0 +1,68 @@
+"""MONAI Label's endpoint for one image, but that it computes beside the thread that answers, and refuses in words."""
+
+import difflib
+import inspect
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from fastapi import BackgroundTasks, HTTPException
+from monailabel.endpoints import infer
+
+_UNUSABLE = 422  # HTTP: understood, and cannot be done with this
+
+
+def answer_while_computing() -> None:
+    """Puts the endpoint in the place of MONAI Label's own, which computes in the thread that answers everybody."""
+    api_run_inference.__signature__ = inspect.signature(infer.api_run_inference)  # type: ignore[attr-defined]
+    routes = infer.router.routes
+    [(at, stock)] = [(n, one) for n, one in enumerate(routes) if one.endpoint is infer.api_run_inference]
+    path = stock.path.removeprefix(infer.router.prefix)
+    infer.router.add_api_route(path, api_run_inference, methods=["POST"], summary=stock.summary)
+    routes[at] = routes.pop()
+
+
+def api_run_inference(*, user: object, background_tasks: BackgroundTasks, **asked: Any) -> Any:  # noqa: ANN401
+    """Runs a model on an image; arguments and answer are those of MONAI Label's endpoint.
+
+    Args:
+        user: who asks; that there is one is enough.
+        background_tasks: what is done when the answer is sent, or has failed: uploads are removed.
+        asked: what for.
+
+    Raises:
+        HTTPException: 422, if there is no image, or `params` cannot be read; and as the model's task.
+    """
+    _require_sense(**asked)
+    try:
+        return infer.run_inference(background_tasks, **asked)
+    except Exception:
+        for task in background_tasks.tasks:  # nobody does them after a failure
+            task.func(*task.args, **task.kwargs)
+        raise
+
+
+def require_spelled(names: Iterable[str], known: Iterable[str]) -> None:
+    """Refuses names that are nearly those that mean something; others are for other models, and none of our business.
+
+    Raises:
+        HTTPException: 422, with the name that was meant.
+    """
+    known = list(known)
+    for name in names:
+        meant = [] if name in known else difflib.get_close_matches(name, known, 1, 0.8)
+        if meant:
+            raise HTTPException(_UNUSABLE, f"expected {meant[0]} in params, got {name}")
+
+
+def _require_sense(*, model: str, image: str, session_id: str, params: str, file: object, **_: object) -> None:
+    if not (image or session_id or file):
+        raise HTTPException(_UNUSABLE, "expected image=ID, a file, or a session_id, got none of them")
+    try:
+        asked = json.loads(params or "{}")
+    except ValueError:
+        asked = None
+    if not isinstance(asked, dict):
+        raise HTTPException(_UNUSABLE, 'expected params as a JSON object, such as {"result_dtype": "int16"}')
+    if asked.get("model", model) != model:
+        raise HTTPException(_UNUSABLE, f"expected one model, got {model} in the address and another in params")
