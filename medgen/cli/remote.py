@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 DICOMWEB = "dicomweb+"
 _QUERY = "--query"
+_LOOK_S = 5.0  # how long who only looks waits for a server that does not answer
 
 
 def without_values(words: Sequence[str]) -> tuple[str, ...]:
@@ -67,10 +68,11 @@ def run_at_server(address: str, query: str, request: "RunRequest", *, store: boo
     """
     from medgen.read.dicomweb import DicomWeb
     from medgen.run.remote import require_series, require_storable, run_remote
+    from medgen.run.steps import Event
 
     if store:
         require_storable(request)
-    server = DicomWeb(address)
+    server = DicomWeb(address, patience_s=_LOOK_S) if dry_run else DicomWeb(address)
     if dry_run:
         found = require_series(request, server, query)
         counts = {"studies": len({one.study for one in found}), "series": len(found)}
@@ -78,6 +80,7 @@ def run_at_server(address: str, query: str, request: "RunRequest", *, store: boo
         print_json(counts) if as_json else say(", ".join(f"{count} {what}" for what, count in counts.items()))
         return 0
     with Progress() as progress:
+        server.patience.tell = lambda text: progress.hear(Event("note", 0, 0, reason=text))
         summary, stored = run_remote(request, server, query, store=store, listen=progress.hear)
     code = 1 if summary.exit_code == 0 and stored and stored.failed else summary.exit_code
     if as_json:

@@ -36,7 +36,7 @@ class Connection:
 
     def __init__(self, url: str, timeout_s: float) -> None:
         self.url = _checked(url)
-        self._session = _session()
+        self._session = session_with_credentials()
         parts = urlsplit(url)
         known = self._session.auth or requests.utils.get_netrc_auth(url)
         if known and parts.scheme == "http" and parts.hostname not in _THIS_MACHINE:
@@ -71,7 +71,8 @@ def _checked(url: str) -> str:
     return url.rstrip("/")
 
 
-def _session() -> requests.Session:
+def session_with_credentials() -> requests.Session:
+    """Returns a session that shows the credentials; see `Connection`."""
     session = requests.Session()  # which verifies certificates, and knows ~/.netrc
     token = os.environ.get("MEDGEN_DICOMWEB_TOKEN", "").strip()
     user, password = (os.environ.get(f"MEDGEN_DICOMWEB_{name}") for name in ("USER", "PASSWORD"))

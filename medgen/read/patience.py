@@ -44,11 +44,15 @@ class Patience:
     Args:
         longest_s: how long a server that does not answer is waited for `[s]`.
         pause: waits for so many seconds; what it returns is true when there is no more to wait for.
+
+    Attributes:
+        tell: is told when a wait begins.
     """
 
     def __init__(self, longest_s: float, pause: Pause = time.sleep) -> None:
         self._longest_s, self._pause = longest_s, pause
         self._in_vain = False
+        self.tell: Callable[[str], object] = lambda text: None
 
     def __call__(self, step: Callable[[], Made]) -> Made:
         """Returns what a step returns, in the end.
@@ -67,8 +71,7 @@ class Patience:
                     answers += 1
                     if answers >= _TRIES:
                         raise
-                elif self._in_vain or max(time.monotonic() - began, waited) + pause_s > self._longest_s:
-                    self._in_vain = True
+                elif self._gives_up(error, waited, max(time.monotonic() - began, waited) + pause_s):
                     raise
                 wait_s = _asked_for(error) or pause_s
             else:
@@ -76,6 +79,12 @@ class Patience:
                 return made
             self.wait(wait_s)
             waited, pause_s = waited + wait_s, min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    def _gives_up(self, error: Exception, waited_s: float, next_s: float) -> bool:
+        self._in_vain = self._in_vain or next_s > self._longest_s
+        if not waited_s and not self._in_vain:
+            self.tell(f"the server does not answer: {why(error)}; it is waited for, up to {self._longest_s:.0f} s")
+        return self._in_vain
 
     def wait(self, seconds: float = 0.0) -> None:
         """Waits, or only looks whether there is more to wait for.

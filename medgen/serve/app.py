@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from fastapi import HTTPException
 from monailabel.config import settings
-from monailabel.datastore.dicom import DICOMWebDatastore
+from monailabel.datastore.dicom import DICOMwebClientX, DICOMWebDatastore
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.batch_infer import BatchInferTask
@@ -18,6 +18,7 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask
 from monailabel.interfaces.tasks.train import TrainTask
 
 import medgen
+from medgen.read.connection import session_with_credentials
 from medgen.run.catalog import find_bundle
 from medgen.serve.datastore import PlainNames, SeriesDatastore
 from medgen.serve.infer import BundleInfer, first
@@ -77,10 +78,16 @@ class MedgenApp(MONAILabelApp):  # type: ignore[misc]  # MONAI Label is untyped
         )
 
     def _init_dicomweb_datastore(self) -> Datastore:
-        stock: DICOMWebDatastore = super()._init_dicomweb_datastore()
+        client = DICOMwebClientX(
+            url=self.studies,
+            session=session_with_credentials(),
+            qido_url_prefix=settings.MONAI_LABEL_QIDO_PREFIX,
+            wado_url_prefix=settings.MONAI_LABEL_WADO_PREFIX,
+            stow_url_prefix=settings.MONAI_LABEL_STOW_PREFIX,
+        )
         return SeriesDatastore(
             self.studies,
-            client=stock._client,  # with the credentials and prefixes that MONAI Label has found
+            client=client,
             search_filter=settings.MONAI_LABEL_DICOMWEB_SEARCH_FILTER,
             cache_path=settings.MONAI_LABEL_DICOMWEB_CACHE_PATH or None,
             convert_to_nifti=settings.MONAI_LABEL_DICOMWEB_CONVERT_TO_NIFTI,

@@ -24,6 +24,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from medgen.errors import BundleError, MedgenError, NoInputError, OutputError
+from medgen.read.dicomweb import DicomWeb
 from medgen.run.bundle import require_runnable
 from medgen.run.catalog import BundleFolder, find_bundle, list_bundles
 from medgen.run.metadata import read_metadata
@@ -31,6 +32,7 @@ from medgen.serve.stand_ins import install
 from medgen.serve.studies import LISTED, listed_folder
 from medgen.write.atomic import atomic_text, writing
 
+_PATIENCE_S = 5.0
 _SIGNATURES = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
 _log = logging.getLogger(__name__)
 
@@ -92,13 +94,16 @@ def serve(
         tell: is told where, once nothing stands in the way.
 
     Raises:
-        MedgenError: MONAI Label is not installed, the port is taken, or there is no such bundle or folder.
+        MedgenError: MONAI Label is not installed, the port is taken, the DICOMweb server does not answer, or there is
+            no such bundle or folder.
     """
     if importlib.util.find_spec("monailabel") is None:
         raise MedgenError("expected MONAI Label beside medgen, found none; in a checkout `make label` installs it")
     chosen = served_bundles(bundles, trust=trust)
     place = _studies(studies)
     _require_free(host, port)
+    if isinstance(place, str):
+        _require_dicomweb(place)
     folder = folder.absolute()
     _write_app(folder)
     modalities = {read_metadata(bundle.folder).modality_in for bundle in chosen}
@@ -154,6 +159,14 @@ def _accept_signed_tokens() -> None:
     auth.jwt = SimpleNamespace(decode=partial(jwt.decode, algorithms=_SIGNATURES))
 
 
+def _require_dicomweb(address: str) -> None:
+    """Finds out now whether the server answers, with these credentials; MONAI Label would start all the same."""
+    for ours, theirs in (("USER", "USERNAME"), ("PASSWORD", "PASSWORD")):
+        if known := os.environ.get(f"MONAI_LABEL_DICOMWEB_{theirs}"):
+            os.environ.setdefault(f"MEDGEN_DICOMWEB_{ours}", known)
+    DicomWeb(address, patience_s=_PATIENCE_S).find({"SeriesInstanceUID": "1.2.3"})  # which need not be there
+
+
 def _studies(studies: str) -> str | Path:
     address = studies.removeprefix("dicomweb+")
     if address.startswith(("http://", "https://")):
@@ -201,8 +214,6 @@ def _set_environment(folder: Path, modalities: Set[str]) -> None:
         "MONAI_LABEL_DICOMWEB_SEARCH_FILTER": json.dumps({"Modality": modality} if modality else {}),  # else only CT
         "MONAI_LABEL_DICOMWEB_CACHE_PATH": str(folder / "dicom"),
         "MONAI_LABEL_DICOMWEB_READ_TIMEOUT": "60",
-        "MONAI_LABEL_DICOMWEB_USERNAME": os.environ.get("MEDGEN_DICOMWEB_USER", ""),
-        "MONAI_LABEL_DICOMWEB_PASSWORD": os.environ.get("MEDGEN_DICOMWEB_PASSWORD", ""),
         "MONAI_LABEL_DATASTORE_FILE_EXT": json.dumps(LISTED),
         "MONAI_LABEL_SESSION_PATH": str(folder / "sessions"),
         "MONAI_LABEL_TRACKING_ENABLED": "false",

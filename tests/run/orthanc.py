@@ -22,9 +22,10 @@ class Orthanc:
 
     Args:
         folder: for its configuration, its log and its storage.
+        users: who may ask, with their passwords; none for everyone.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, users: dict[str, str] | None = None) -> None:
         self.folder, self.storage = folder, folder / "storage"
         self.port, self.dicom_port = _free_ports(2)
         self.url = f"http://127.0.0.1:{self.port}"
@@ -32,6 +33,7 @@ class Orthanc:
         self._process: subprocess.Popen[bytes] | None = None
         self._session = requests.Session()
         self._session.trust_env = False
+        self._session.auth = next(iter((users or {}).items()), None)
         # It hangs up on idle connections, and what it has already got it keeps once.
         self._session.mount("http://", HTTPAdapter(max_retries=Retry(3, allowed_methods=None)))
         self._session.headers["Connection"] = "close"  # it ends idle ones after a second
@@ -42,7 +44,8 @@ class Orthanc:
             "HttpPort": self.port,
             "DicomPort": self.dicom_port,
             "RemoteAccessAllowed": False,
-            "AuthenticationEnabled": False,
+            "AuthenticationEnabled": bool(users),
+            "RegisteredUsers": users or {},
             # Its DICOM port is open on every address of the machine, whatever it is told; it takes from this one alone.
             "DicomAlwaysAllowStore": False,
             "DicomAlwaysAllowEcho": False,

@@ -117,6 +117,19 @@ def test_a_server_that_does_not_answer_is_waited_for_with_growing_pauses() -> No
     assert pauses == [1, 2, 4, 8, 16, 30, 30, 30]
 
 
+def test_a_wait_is_told_of_when_it_begins() -> None:
+    told: list[str] = []
+    patience = Patience(300, Pauses())
+    patience.tell = told.append
+    patience(step_of([requests.ConnectionError()] * 3))
+    assert told == ["the server does not answer: it cannot be reached; it is waited for, up to 300 s"]
+    with pytest.raises(requests.ConnectionError):
+        patience(step_of([requests.ConnectionError()] * 100))
+    with pytest.raises(requests.ConnectionError):
+        patience(step_of([requests.ConnectionError()] * 100))  # not waited for again
+    assert len(told) == 2
+
+
 def test_the_wait_ends_and_is_not_repeated_until_something_succeeds() -> None:
     pauses = Pauses()
     patience = Patience(300, pauses)

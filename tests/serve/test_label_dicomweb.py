@@ -8,7 +8,7 @@ import nibabel
 import numpy as np
 import pytest
 import requests
-from label_server import Server, needs_server, serving
+from label_server import Server, free_port, needs_server, serving
 from orthanc import Orthanc, available
 from typer.testing import CliRunner
 from zoo_like import oblique_affine, smooth_volume, write_bundle
@@ -26,9 +26,12 @@ pytestmark = [
 ]
 
 
+USER, PASSWORD = "reader", "a secret"
+
+
 @pytest.fixture(scope="module")
 def pacs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
-    server = Orthanc(tmp_path_factory.mktemp("orthanc"))
+    server = Orthanc(tmp_path_factory.mktemp("orthanc"), {USER: PASSWORD})
     server.start()
     for seed, modality in ((1, "MR"), (2, "MR"), (3, "CT")):
         write_series(server.folder / f"source{seed}", smooth_volume(seed=seed), oblique_affine(), modality, seed=seed)
@@ -43,7 +46,8 @@ def pacs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
 def server(pacs: Orthanc, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("label")
     bundle = write_bundle(folder / "doubled")
-    with serving(folder / "app", f"{pacs.url}/dicom-web", [str(bundle)], "--trust") as running:
+    known = {"MONAI_LABEL_DICOMWEB_USERNAME": USER, "MONAI_LABEL_DICOMWEB_PASSWORD": PASSWORD}
+    with serving(folder / "app", f"{pacs.url}/dicom-web", [str(bundle)], "--trust", environment=known) as running:
         yield running
 
 
@@ -52,7 +56,11 @@ def series(pacs: Orthanc, modality: str) -> list[str]:
     return sorted(one["SeriesInstanceUID"] for one in found if one["Modality"] == modality)
 
 
-def test_a_series_becomes_what_run_makes_of_it(server: Server, pacs: Orthanc, tmp_path: Path) -> None:
+def test_a_series_becomes_what_run_makes_of_it(
+    server: Server, pacs: Orthanc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEDGEN_DICOMWEB_USER", USER)
+    monkeypatch.setenv("MEDGEN_DICOMWEB_PASSWORD", PASSWORD)
     uid = series(pacs, "MR")[0]
     answer = server.infer("doubled", uid)
     assert answer.ok, answer.text
@@ -65,6 +73,19 @@ def test_a_series_becomes_what_run_makes_of_it(server: Server, pacs: Orthanc, tm
     here, there = nibabel.load(written), nibabel.load(tmp_path / "got.nii.gz")
     assert np.array_equal(here.affine, there.affine)
     assert np.array_equal(np.asarray(here.dataobj, dtype=np.float32), np.asarray(there.dataobj))
+
+
+def test_a_server_that_does_not_let_in_is_said_before_the_start(pacs: Orthanc, tmp_path: Path) -> None:
+    def refused(address: str) -> str:
+        words = ["serve", "--studies", address, "--folder", str(tmp_path / "app"), "--port", str(free_port())]
+        result = CliRunner().invoke(app, words)
+        assert result.exit_code == 2, result.output
+        return result.stderr
+
+    assert "it answers 401; check $MEDGEN_DICOMWEB_TOKEN" in refused(f"{pacs.url}/dicom-web")
+    assert "expected an address without credentials" in refused("http://reader:secret@127.0.0.1/dicom-web")
+    assert "it cannot be reached" in refused(f"http://127.0.0.1:{free_port()}/dicom-web")
+    assert not (tmp_path / "app").exists()
 
 
 def test_only_series_that_the_bundles_take_are_listed(server: Server, pacs: Orthanc) -> None:
@@ -109,11 +130,13 @@ def test_results_stay_here_and_never_become_masks_there(server: Server, pacs: Or
     assert kept == {f"{image}.nii.gz" for image in done}
     assert pacs.count() == before
     assert uid not in server.log.read_text()
+    assert PASSWORD not in server.log.read_text()
 
 
 def test_training_on_masks_is_refused(server: Server, tmp_path: Path, repository: Path, pacs: Orthanc) -> None:
     bundle = repository / "bundles" / "brain_t1_to_t2"
-    with serving(tmp_path / "app", f"{pacs.url}/dicom-web", [str(bundle)]) as trainable:
+    known = {"MEDGEN_DICOMWEB_USER": USER, "MEDGEN_DICOMWEB_PASSWORD": PASSWORD}
+    with serving(tmp_path / "app", f"{pacs.url}/dicom-web", [str(bundle)], environment=known) as trainable:
         answer = requests.post(
             f"{trainable.url}/train/brain_t1_to_t2", params={"run_sync": "true"}, json={}, timeout=120
         )
