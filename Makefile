@@ -33,6 +33,7 @@ $(VENV)/.label: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,label]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps monailabel dcmqi
 	@touch $@
+	@echo "MONAI Label is there: $(BIN)/medgen serve --studies STUDIES"
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

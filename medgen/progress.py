@@ -82,7 +82,8 @@ class Progress(_Display):
     def _line(self, event: "Event") -> None:
         """Prints what stays on the screen: on a terminal only what needs attention, else every case."""
         said = f": {event.stage + ': ' if event.stage else ''}{event.reason}" if event.reason else ""
-        if event.kind in _SETTLED and not (self._console.is_terminal and event.kind in ("done", "kept")):
+        fine = event.kind in ("done", "kept") and not event.reason
+        if event.kind in _SETTLED and not (self._console.is_terminal and fine):
             place = f"[{event.settled}/{event.total}, {time.monotonic() - self._began:.0f} s] "
             self._say(f"{place}{event.kind} {event.case}{said}")
         elif event.kind == "note":

@@ -1,10 +1,11 @@
-"""Off a terminal, a training says a line an epoch, with what is left, and what health and validation found."""
+"""A line an epoch off a terminal, a bar on it, and what needs attention stays to be read."""
 
 import io
 
 from rich.console import Console
 
-from medgen.progress import TrainProgress
+from medgen.progress import Progress, TrainProgress
+from medgen.run.steps import Event
 from medgen.run.train import TrainEvent
 
 
@@ -42,3 +43,13 @@ def test_what_was_done_before_a_resume_is_not_taken_for_speed() -> None:
     progress.hear(TrainEvent("epoch", 11, 75, 50, 50, {"loss": 0.5}, 1.0))
     assert "64 min left" in stream.getvalue()
     assert progress._bar.tasks[0].completed == 550
+
+
+def test_of_what_is_done_only_what_is_flagged_stays_on_a_terminal() -> None:
+    stream = io.StringIO()
+    with Progress(Console(file=stream, force_terminal=True, width=160)) as progress:
+        progress.hear(Event("begin", 2, 0))
+        progress.hear(Event("done", 2, 1, "good"))
+        progress.hear(Event("done", 2, 2, "doubtful", reason="flagged input-contrast"))
+    assert "done doubtful: flagged input-contrast" in stream.getvalue()
+    assert "done good" not in stream.getvalue()

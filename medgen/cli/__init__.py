@@ -199,8 +199,10 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter an option: a command line is 
         )
         if source.startswith(DICOMWEB):
             raise typer.Exit(run_at_server(source, query, request, store=store, dry_run=dry_run, as_json=as_json))
-        if query or store:
-            raise MedgenError(f"expected a DICOMweb server as input beside --query and --store: {DICOMWEB}https://...")
+        if query or store or source.startswith(("http://", "https://")):
+            raise MedgenError(
+                f"expected {DICOMWEB}https://... as --input of a DICOMweb server, and beside --query and --store"
+            )
         if dry_run:
             _print_plan(plan_job(request), as_json=as_json)
             return

@@ -85,7 +85,8 @@ def counted(counts: Mapping[str, int]) -> str:
 def say_end(summary: "CohortSummary", output: Path) -> None:
     """Says how a run ended, and where to look."""
     counts = {name: getattr(summary, name) for name in ("done", "kept", "failed", "skipped")}
-    say(f"{counted(counts)} in {summary.seconds:.0f} s; see {output / 'report.html'}")
+    flagged = f" ({summary.flagged} flagged)" if summary.flagged else ""
+    say(f"{counted(counts)}{flagged} in {summary.seconds:.0f} s; see {output / 'report.html'}")
     if summary.stopped:
         say(f"stopped early: {summary.stopped}; the same command goes on from here")
 

@@ -195,7 +195,7 @@ class _Run:
             if known and known.record.status == "done":
                 found = self._ledger.input_of(case, known)
                 if self._ledger.verdict(known, found, overwrite=self._options.overwrite).stands:
-                    self._settle("kept", case)
+                    self._settle("kept", case, flags=known.record.flags)
                     return None
             claim = self._ledger.claim(case)
         except Exception as error:
@@ -220,7 +220,7 @@ class _Run:
             return False
         if isinstance(flight.item, Record):
             kind: Literal["kept", "failed"] = "kept" if flight.item.status == "done" else "failed"
-            self._settle(kind, flight.case, flight.item.stage, flight.item.reason)
+            self._settle(kind, flight.case, flight.item.stage, flight.item.reason, flags=flight.item.flags)
             return False
         if flight.redone:
             self._tell("redo", flight.case, reason=flight.redone)
@@ -261,7 +261,7 @@ class _Run:
         seconds = {**flight.seconds, "write": time.perf_counter() - began}
         self._ledger.record_done(flight.case, flight.found, outcome, seconds=seconds, redone=flight.redone)
         flight.recorded = True
-        self._settle("done", flight.case)
+        self._settle("done", flight.case, flags=outcome.flags)
 
     def _attempt(self, flight: _Flight, stage: Stage, work: Callable[[_Flight], object]) -> bool:
         """Takes a case through a stage; an error in it costs the case."""
@@ -307,10 +307,12 @@ class _Run:
 
     # Accounts.
 
-    def _settle(self, kind: Settled, case: Case, stage: str = "", reason: str = "") -> None:
+    def _settle(self, kind: Settled, case: Case, stage: str = "", reason: str = "", flags: Sequence[str] = ()) -> None:
+        doubted = bool(flags) and kind in ("done", "kept")
         with self._lock:
             setattr(self._summary, kind, getattr(self._summary, kind) + 1)
-        self._tell(kind, case, stage, reason)
+            self._summary.flagged += doubted
+        self._tell(kind, case, stage, reason or ("flagged " + ", ".join(flags) if doubted else ""))
 
     def _tell(self, kind: Kind, case: Case | None = None, stage: str = "", reason: str = "") -> None:
         with self._lock:

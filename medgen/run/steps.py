@@ -40,7 +40,7 @@ class Event:
         settled: how many of them are done, kept, failed or skipped by now.
         case: name of the case.
         stage: where it is, or where it failed.
-        reason: why.
+        reason: why; of what is done or kept, its quality flags.
     """
 
     kind: Kind
@@ -81,6 +81,7 @@ class CohortSummary:
         kept: cases that were done already, or by another process meanwhile.
         failed: cases that failed.
         skipped: cases that a rule left out.
+        flagged: of those done and kept, those with quality flags.
         stopped: why the run ended early; empty if it did not.
         signal: the signal that ended it.
         seconds: how long it took.
@@ -92,6 +93,7 @@ class CohortSummary:
     kept: int = 0
     failed: int = 0
     skipped: int = 0
+    flagged: int = 0
     stopped: str = ""
     signal: int | None = None
     seconds: float = 0.0

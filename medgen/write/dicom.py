@@ -149,7 +149,8 @@ def _series(result: Result, identity: Identity, storage: Storage) -> Dataset:
     if kind.synthetic:
         series.SyntheticData = "YES"
     made = _MADE.get(kind.process, f"Image {kind.process} by a neural network")
-    series.ImageComments = ascii_text(f"{made}. Not for diagnosis.", 1024)
+    flags = f" Flags: {', '.join(result.flags)}." if result.flags else ""
+    series.ImageComments = ascii_text(f"{made}. Not for diagnosis.{flags}", 1024)
     series.BurnedInAnnotation = "NO"
     series.DerivationDescription = ascii_text(_derivation(result, storage), 1024)
     if "regridded" in result.flags:

@@ -148,7 +148,8 @@ def _describe(pm: Dataset, identity: Identity, result: Result, series: str) -> N
     pm.update(identity.patient_and_study)
     pm.SeriesDescription = ascii_text(said(result.kind, result.kind.description), 64)
     guessed = [_GUESSED[flag] for flag in result.flags if flag in _GUESSED]
-    pm.ImageComments = " ".join(["Scores computed by a neural network. Not for diagnosis.", *guessed])
+    flags = [f"Flags: {', '.join(result.flags)}."] if result.flags else []
+    pm.ImageComments = " ".join(["Scores computed by a neural network. Not for diagnosis.", *guessed, *flags])
     if identity.anatomy:
         pm.SharedFunctionalGroupsSequence[0].FrameAnatomySequence = [identity.anatomy]
         pm.pop("Laterality", None)  # not beside that of frames (PS3.3 C.7.3.1)

@@ -76,6 +76,23 @@ def test_the_same_command_again_computes_nothing(source: Path, output: Path) -> 
     assert set(computed(output).values()) == {1}
 
 
+def test_what_is_doubtful_is_said_whether_done_now_or_before(source: Path, output: Path) -> None:
+    steps, heard = doubling(output), []
+
+    def write(case: Case, item: object) -> object:
+        outcome = steps.write(case, item)
+        return replace(outcome, flags=("input-contrast", "regridded")) if case.name.startswith("sub-002") else outcome
+
+    for kind in ("done", "kept"):
+        heard.clear()
+        summary = run(source, output, steps=replace(steps, write=write), options=Options(on_event=heard.append))
+        assert (getattr(summary, kind), summary.flagged, summary.exit_code) == (6, 1, 0)
+        reasons = {event.case: event.reason for event in heard if event.kind == kind and event.reason}
+        assert [(name[:7], reason) for name, reason in reasons.items()] == [
+            ("sub-002", "flagged input-contrast, regridded")
+        ]
+
+
 def test_a_new_version_does_all_again_and_says_so(source: Path, output: Path) -> None:
     run(source, output)
     events: list[Event] = []

@@ -216,6 +216,12 @@ def test_a_server_that_refuses_says_which_credentials_to_check(
     assert f"it answers {status}; check $MEDGEN_DICOMWEB_TOKEN" in result.stderr
 
 
+def test_an_address_that_is_not_said_to_be_of_dicomweb_is_pointed_out(bundle: Path, tmp_path: Path) -> None:
+    result = medgen("run", bundle, "-i", "http://127.0.0.1:1/dicom-web", "-o", tmp_path / "out", "--trust")
+    assert result.exit_code == 2
+    assert "expected dicomweb+https://..." in result.stderr
+
+
 def test_a_dry_run_only_looks(server: pacs.Pacs, bundle: Path, tmp_path: Path) -> None:
     assert "3 studies, 3 series, 18 instances" in run(server, bundle, tmp_path / "out", "--dry-run").output
     told = json.loads(run(server, bundle, tmp_path / "out", "--dry-run", "--json").stdout)

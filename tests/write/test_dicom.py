@@ -140,6 +140,8 @@ def test_a_ct_that_was_processed_is_still_that_scan(tmp_path: Path, from_dicom: 
     assert "SyntheticData" not in ct
     assert ct.SeriesDescription == "Denoised CT"
     assert ct.ImageComments == "Image denoised by a neural network. Not for diagnosis."
+    doubted = written(replace(source, flags=("input-contrast", "regridded")), tmp_path / "doubted")[0]
+    assert doubted.ImageComments == f"{ct.ImageComments} Flags: input-contrast, regridded."
     assert ct.PixelPaddingValue * ct.RescaleSlope + ct.RescaleIntercept == -2000
     synthetic = written(from_dicom(CT, modality="CT", edit=edit), tmp_path / "synthetic")[0]
     assert "ConvolutionKernel" not in synthetic
