@@ -19,31 +19,41 @@ from medgen.write.served import EXTENSIONS
 
 _PLAIN = re.compile(r"[^./\\\x00-\x1f][^/\\\x00-\x1f]{0,199}")  # it becomes the name of a file or folder
 _UID = re.compile(r"[0-9.]{1,64}")  # PS3.5, section 9.1
-_GONE, _UNUSABLE, _BAD_GATEWAY = 404, 422, 502
+_FORBIDDEN, _GONE, _TAKEN, _UNUSABLE, _BAD_GATEWAY = 403, 404, 409, 422, 502
+_UPLOADED = "uploaded"  # so marked in MONAI Label's list
 _PATIENCE_S = 30.0  # somebody waits before a screen
 
 
 class PlainNames(LocalDatastore):  # type: ignore[misc]  # MONAI Label is untyped
-    """MONAI Label's datastore of a folder, but for names: its own joins what a caller sends to a path as it is."""
+    """MONAI Label's datastore of a folder, but that a caller can neither leave it nor replace or delete a study in it.
+
+    Its own joins what a caller sends to a path as it is, and follows links.
+    """
 
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
         """Adds an image.
 
         Raises:
-            HTTPException: 422, if the ID is no plain name, or the file of no kind that images have.
+            HTTPException: 422, if the ID is no plain name, or the file of no kind that images have; 409, if the ID is
+                that of a study.
         """
         with _upload(image_filename):
             _require_plain(image_id, "image")
             _require_image_file(image_filename)
-            return str(super().add_image(image_id, image_filename, image_info))
+            known = self._datastore.objects.get(image_id)
+            if known and not known.image.info.get(_UPLOADED):
+                raise HTTPException(_TAKEN, "expected an ID that no study has, got one that is taken")
+            return str(super().add_image(image_id, image_filename, {**(image_info or {}), _UPLOADED: True}))
 
     def remove_image(self, image_id: str) -> None:
-        """Removes an image and its labels.
+        """Removes an image that was uploaded, and its labels.
 
         Raises:
-            HTTPException: 404, if there is none.
+            HTTPException: 404, if there is none; 403, if it is a study.
         """
         self._require_there(image_id)
+        if not self._datastore.objects[image_id].image.info.get(_UPLOADED):
+            raise HTTPException(_FORBIDDEN, "expected an image that was uploaded, got a study; remove it where it lies")
         super().remove_image(image_id)
 
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:

@@ -1,15 +1,22 @@
-"""MONAI Label's endpoint for one image, but that it computes beside the thread that answers, and refuses in words."""
+"""Some of MONAI Label's endpoints as they should be.
+
+One image is computed beside the thread that answers, and what makes no sense is refused in words. What viewers ask of
+the DICOMweb server, with this server's credentials, is only read, and only below the address of the studies. Weights come
+from trainings, not from callers.
+"""
 
 import difflib
 import inspect
 import json
 from collections.abc import Iterable
 from typing import Any
+from urllib.parse import unquote
 
-from fastapi import BackgroundTasks, HTTPException
-from monailabel.endpoints import infer
+from fastapi import BackgroundTasks, HTTPException, Request, Response
+from monailabel.config import settings
+from monailabel.endpoints import infer, model, proxy
 
-_UNUSABLE = 422  # HTTP: understood, and cannot be done with this
+_GONE, _UNUSABLE = 404, 422  # HTTP: understood, and cannot be done with this
 
 
 def answer_while_computing() -> None:
@@ -40,6 +47,25 @@ def api_run_inference(*, user: object, background_tasks: BackgroundTasks, **aske
         for task in background_tasks.tasks:  # nobody does them after a failure
             task.func(*task.args, **task.kwargs)
         raise
+
+
+def only_read() -> None:
+    """Lets viewers only read, and only below the address of the studies; and nobody send weights."""
+    stock = proxy.proxy_dicom
+
+    async def proxy_dicom(request: Request, op: str, path: str) -> Response:
+        plain = path
+        while (decoded := unquote(plain)) != plain:  # what asks in our name decodes once more
+            plain = decoded
+        if not settings.MONAI_LABEL_STUDIES.startswith(("http://", "https://")):
+            raise HTTPException(_GONE, "expected studies of a DICOMweb server, got a folder")
+        if ".." in plain or "\\" in plain:
+            raise HTTPException(_GONE, "expected a path below the address of the studies")
+        return await stock(request, op, path)
+
+    proxy.proxy_dicom = proxy_dicom
+    for router, method in ((proxy.router, "POST"), (model.router, "PUT")):
+        router.routes[:] = [route for route in router.routes if method not in route.methods]
 
 
 def require_spelled(names: Iterable[str], known: Iterable[str]) -> None:

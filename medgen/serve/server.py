@@ -135,10 +135,11 @@ def _start(chosen: Sequence[BundleFolder], studies: str, host: str, port: int, f
     for name, value in settings.model_dump(exclude={"MONAI_LABEL_CORS_ORIGINS"}).items():  # for its processes
         if value is not None:
             os.environ[name] = json.dumps(value) if isinstance(value, list | dict) else str(value)
-    from medgen.serve.endpoint import answer_while_computing  # noqa: PLC0415 - as above
+    from medgen.serve.endpoint import answer_while_computing, only_read  # noqa: PLC0415 - as above
 
     _accept_signed_tokens()
     answer_while_computing()
+    only_read()
     # Archives are unpacked into sessions: none may name a place elsewhere. From Python 3.14 on this is so unasked.
     tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
     os.chdir(folder)  # an image whose ID is the name of a file where the user stands would be taken for that file
@@ -161,9 +162,11 @@ def _accept_signed_tokens() -> None:
 
 def _require_dicomweb(address: str) -> None:
     """Finds out now whether the server answers, with these credentials; MONAI Label would start all the same."""
-    for ours, theirs in (("USER", "USERNAME"), ("PASSWORD", "PASSWORD")):
-        if known := os.environ.get(f"MONAI_LABEL_DICOMWEB_{theirs}"):
-            os.environ.setdefault(f"MEDGEN_DICOMWEB_{ours}", known)
+    for name, other in (("USER", "USERNAME"), ("PASSWORD", "PASSWORD")):
+        ours, theirs = f"MEDGEN_DICOMWEB_{name}", f"MONAI_LABEL_DICOMWEB_{other}"
+        for known, unknown in ((theirs, ours), (ours, theirs)):  # the second for viewers, which ask through MONAI Label
+            if os.environ.get(known):
+                os.environ.setdefault(unknown, os.environ[known])
     DicomWeb(address, patience_s=_PATIENCE_S).find({"SeriesInstanceUID": "1.2.3"})  # which need not be there
 
 

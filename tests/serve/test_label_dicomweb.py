@@ -88,6 +88,20 @@ def test_a_server_that_does_not_let_in_is_said_before_the_start(pacs: Orthanc, t
     assert not (tmp_path / "app").exists()
 
 
+def test_a_viewer_reads_the_studies_and_nothing_else(server: Server, pacs: Orthanc) -> None:
+    proxy = f"{server.url}/proxy/dicom"
+    listed = requests.get(f"{proxy}/qido/series", headers={"Accept": "application/dicom+json"}, timeout=60)
+    assert len(listed.json()) == 3
+    for path in (
+        "%2e%2e/statistics",
+        "qido/%2e%2e/statistics",
+        "%252e%252e/statistics",
+        "wado/studies/..%2f..%2f../statistics",
+    ):
+        assert requests.get(f"{proxy}/{path}", timeout=60).status_code == 404
+    assert requests.post(f"{proxy}/stow/studies", data=b"anything", timeout=60).status_code == 405
+
+
 def test_only_series_that_the_bundles_take_are_listed(server: Server, pacs: Orthanc) -> None:
     sample = requests.post(f"{server.url}/activelearning/random", json={}, timeout=60).json()
     assert sample["id"] in series(pacs, "MR")

@@ -251,11 +251,13 @@ def test_no_image_at_all_is_said(server: Server) -> None:
         ("datastore/", {"image": "../app/main"}, "main.py", 422),
         ("datastore/", {"image": "../../elsewhere"}, "head.nii.gz", 422),
         ("datastore/", {"image": ".head"}, "head.nii.gz", 422),
+        ("datastore/", {"image": "head"}, "head.nii.gz", 409),
         ("datastore/", {"image": "x"}, "x.py", 422),
         ("datastore/label", {"image": "head", "tag": "../../app/y"}, "head.nii.gz", 422),
         ("datastore/label", {"image": "head", "tag": "final"}, "head.sh", 422),
         ("datastore/label", {"image": "nobody", "tag": "final"}, "head.nii.gz", 404),
         ("session/", {"uncompress": "true"}, "x.tar", 500),
+        (f"model/{DOUBLED}", {}, "model.pt", 405),
     ],
 )
 def test_no_upload_goes_elsewhere(
@@ -275,8 +277,24 @@ def test_no_upload_goes_elsewhere(
         answer = requests.put(f"{server.url}/{path}", params=asked, files={field: file}, timeout=60)
     assert answer.status_code == status
     assert there() == before
-    gone = requests.delete(f"{server.url}/datastore/", params={"id": "../elsewhere"}, timeout=60)
-    assert gone.status_code == 404
+    for image, expected in (("../elsewhere", 404), ("head", 403)):
+        deleted = requests.delete(f"{server.url}/datastore/", params={"id": image}, timeout=60)
+        assert deleted.status_code == expected
+    assert requests.get(f"{server.url}/proxy/dicom/studies", timeout=60).status_code == 404
+    assert there() == before
+
+
+def test_what_was_uploaded_can_be_replaced_and_removed(server: Server) -> None:
+    studies = Path(server.studies)
+    for seed in (3, 4):
+        save(server.folder.parent / "new.nii.gz", seed)
+        with (server.folder.parent / "new.nii.gz").open("rb") as file:
+            put = requests.put(f"{server.url}/datastore/", params={"image": "new"}, files={"file": file}, timeout=60)
+        assert put.ok
+        assert (studies / "new.nii.gz").read_bytes() == (server.folder.parent / "new.nii.gz").read_bytes()
+    assert server.infer(DOUBLED, "new").ok
+    assert requests.delete(f"{server.url}/datastore/", params={"id": "new"}, timeout=60).ok
+    assert not (studies / "new.nii.gz").exists()
 
 
 def test_the_client_tells_of_a_refusal(client: "MONAILabelClient") -> None:
