@@ -1,8 +1,8 @@
 """Some of MONAI Label's endpoints as they should be.
 
 One image is computed beside the thread that answers, and what makes no sense is refused in words. What viewers ask of
-the DICOMweb server, with this server's credentials, is only read, and only below the address of the studies. Weights come
-from trainings, not from callers.
+the DICOMweb server, with this server's credentials, is only read, and only below the address of the studies. Weights
+come from trainings, not from callers.
 """
 
 import difflib
