@@ -39,9 +39,11 @@ class PlainNames(LocalDatastore):  # type: ignore[misc]  # MONAI Label is untype
         """
         with _upload(image_filename):
             _require_plain(image_id, "image")
-            _require_image_file(image_filename)
+            _require_kind(image_filename, KINDS)
             known = self._datastore.objects.get(image_id)
-            if known and not known.image.info.get(_UPLOADED):
+            uploaded = known is not None and known.image.info.get(_UPLOADED)
+            there = any((Path(self._datastore.image_path()) / f"{image_id}{kind}").exists() for kind in KINDS)
+            if not uploaded and (known or there):
                 raise HTTPException(_TAKEN, "expected an ID that no study has, got one that is taken")
             return str(super().add_image(image_id, image_filename, {**(image_info or {}), _UPLOADED: True}))
 
@@ -55,6 +57,15 @@ class PlainNames(LocalDatastore):  # type: ignore[misc]  # MONAI Label is untype
         if not self._datastore.objects[image_id].image.info.get(_UPLOADED):
             raise HTTPException(_FORBIDDEN, "expected an image that was uploaded, got a study; remove it where it lies")
         super().remove_image(image_id)
+
+    def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
+        """Notes something about an image, but not that it was uploaded.
+
+        Raises:
+            HTTPException: 404, if there is none.
+        """
+        self._require_there(image_id)
+        super().update_image_info(image_id, {name: value for name, value in info.items() if name != _UPLOADED})
 
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
         """Keeps a label of an image.
@@ -86,7 +97,7 @@ def _upload(file: str) -> Iterator[None]:
 
 def _require_label(tag: str, file: str) -> None:
     _require_plain(tag, "tag")
-    _require_image_file(file)
+    _require_kind(file, tuple(dict.fromkeys((*KINDS, *EXTENSIONS))))
 
 
 def _require_plain(name: str, what: str) -> None:
@@ -96,9 +107,8 @@ def _require_plain(name: str, what: str) -> None:
         )
 
 
-def _require_image_file(path: str) -> None:
-    kinds = tuple(dict.fromkeys((*KINDS, *EXTENSIONS)))
-    if not path.lower().endswith(kinds):
+def _require_kind(file: str, kinds: tuple[str, ...]) -> None:
+    if not file.lower().endswith(kinds):
         raise HTTPException(_UNUSABLE, f"expected a file that ends in {', '.join(kinds)}, got another")
 
 

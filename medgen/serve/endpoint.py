@@ -8,6 +8,7 @@ come from trainings, not from callers.
 import difflib
 import inspect
 import json
+import re
 from collections.abc import Iterable
 from typing import Any
 from urllib.parse import unquote
@@ -16,6 +17,7 @@ from fastapi import BackgroundTasks, HTTPException, Request, Response
 from monailabel.config import settings
 from monailabel.endpoints import infer, model, proxy
 
+_SESSION = re.compile("[0-9a-z-]*")
 _GONE, _UNUSABLE = 404, 422  # HTTP: understood, and cannot be done with this
 
 
@@ -84,6 +86,8 @@ def require_spelled(names: Iterable[str], known: Iterable[str]) -> None:
 def _require_sense(*, model: str, image: str, session_id: str, params: str, file: object, **_: object) -> None:
     if not (image or session_id or file):
         raise HTTPException(_UNUSABLE, "expected image=ID, a file, or a session_id, got none of them")
+    if not _SESSION.fullmatch(session_id):  # it becomes a folder's name
+        raise HTTPException(_UNUSABLE, "expected the ID of a session as session_id, got another word")
     try:
         asked = json.loads(params or "{}")
     except ValueError:

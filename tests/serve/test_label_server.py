@@ -241,6 +241,8 @@ def test_no_image_at_all_is_said(server: Server) -> None:
         f"{server.url}/infer/{DOUBLED}", params={"image": "head"}, data={"params": "{bad"}, timeout=60
     )
     assert (answer.status_code, "JSON" in answer.json()["detail"]) == (422, True)
+    answer = requests.post(f"{server.url}/infer/{DOUBLED}", params={"session_id": "../tmp"}, timeout=60)
+    assert (answer.status_code, "ID of a session" in answer.json()["detail"]) == (422, True)
     answer = requests.post(f"{server.url}/activelearning/first", json={}, timeout=60)
     assert (answer.status_code, "expected a strategy of random" in answer.json()["detail"]) == (404, True)
 
@@ -253,6 +255,7 @@ def test_no_image_at_all_is_said(server: Server) -> None:
         ("datastore/", {"image": ".head"}, "head.nii.gz", 422),
         ("datastore/", {"image": "head"}, "head.nii.gz", 409),
         ("datastore/", {"image": "x"}, "x.py", 422),
+        ("datastore/", {"image": "x"}, "x.mha", 422),
         ("datastore/label", {"image": "head", "tag": "../../app/y"}, "head.nii.gz", 422),
         ("datastore/label", {"image": "head", "tag": "final"}, "head.sh", 422),
         ("datastore/label", {"image": "nobody", "tag": "final"}, "head.nii.gz", 404),
@@ -277,6 +280,9 @@ def test_no_upload_goes_elsewhere(
         answer = requests.put(f"{server.url}/{path}", params=asked, files={field: file}, timeout=60)
     assert answer.status_code == status
     assert there() == before
+    marked = {"info": (None, '{"uploaded": true}')}
+    assert requests.put(f"{server.url}/datastore/image/info", params={"image": "head"}, files=marked, timeout=60).ok
+    before = there()
     for image, expected in (("../elsewhere", 404), ("head", 403)):
         deleted = requests.delete(f"{server.url}/datastore/", params={"id": image}, timeout=60)
         assert deleted.status_code == expected
