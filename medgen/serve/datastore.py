@@ -1,5 +1,7 @@
 """Studies of a folder or a DICOMweb server: names that lead nowhere else; each series whole, or not there."""
 
+import json
+import os
 import re
 import tempfile
 from collections.abc import Iterator
@@ -14,12 +16,13 @@ from monailabel.interfaces.datastore import DefaultLabelTag
 
 from medgen.errors import MedgenError
 from medgen.read.dicomweb import DicomWeb
-from medgen.serve.studies import KINDS
+from medgen.serve.studies import KINDS, LISTED
 from medgen.write.served import EXTENSIONS
 
 _PLAIN = re.compile(r"[^./\\\x00-\x1f][^/\\\x00-\x1f]{0,199}")  # it becomes the name of a file or folder
 _UID = re.compile(r"[0-9.]{1,64}")  # PS3.5, section 9.1
 _FORBIDDEN, _GONE, _TAKEN, _UNUSABLE, _BAD_GATEWAY = 403, 404, 409, 422, 502
+_MOST_INFO = 100_000  # bytes
 _UPLOADED = "uploaded"  # so marked in MONAI Label's list
 _PATIENCE_S = 30.0  # somebody waits before a screen
 
@@ -40,11 +43,11 @@ class PlainNames(LocalDatastore):  # type: ignore[misc]  # MONAI Label is untype
         with _upload(image_filename):
             _require_plain(image_id, "image")
             _require_kind(image_filename, KINDS)
-            known = self._datastore.objects.get(image_id)
-            uploaded = known is not None and known.image.info.get(_UPLOADED)
-            there = any((Path(self._datastore.image_path()) / f"{image_id}{kind}").exists() for kind in KINDS)
-            if not uploaded and (known or there):
+            if self._is_upload(image_id):
+                self.remove_image(image_id)  # with its labels, which are of another image
+            elif image_id in self._datastore.objects or any(os.path.lexists(place) for place in self._places(image_id)):
                 raise HTTPException(_TAKEN, "expected an ID that no study has, got one that is taken")
+            _require_plain_json(image_info)
             return str(super().add_image(image_id, image_filename, {**(image_info or {}), _UPLOADED: True}))
 
     def remove_image(self, image_id: str) -> None:
@@ -54,7 +57,7 @@ class PlainNames(LocalDatastore):  # type: ignore[misc]  # MONAI Label is untype
             HTTPException: 404, if there is none; 403, if it is a study.
         """
         self._require_there(image_id)
-        if not self._datastore.objects[image_id].image.info.get(_UPLOADED):
+        if not self._is_upload(image_id):
             raise HTTPException(_FORBIDDEN, "expected an image that was uploaded, got a study; remove it where it lies")
         super().remove_image(image_id)
 
@@ -65,6 +68,7 @@ class PlainNames(LocalDatastore):  # type: ignore[misc]  # MONAI Label is untype
             HTTPException: 404, if there is none.
         """
         self._require_there(image_id)
+        _require_plain_json(info)
         super().update_image_info(image_id, {name: value for name, value in info.items() if name != _UPLOADED})
 
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
@@ -77,7 +81,30 @@ class PlainNames(LocalDatastore):  # type: ignore[misc]  # MONAI Label is untype
         with _upload(label_filename):
             self._require_there(image_id)
             _require_label(label_tag, label_filename)
+            _require_plain_json(label_info)
             return str(super().save_label(image_id, label_filename, label_tag, label_info))
+
+    def update_label_info(self, label_id: str, label_tag: str, info: dict[str, Any]) -> None:
+        """Notes something about a label.
+
+        Raises:
+            HTTPException: 404, if there is none; 422, if MONAI Label could not read it again.
+        """
+        self._require_there(label_id)
+        if label_tag not in self._datastore.objects[label_id].labels:
+            raise HTTPException(_GONE, "expected the tag of a label of this image, got one that it does not have")
+        _require_plain_json(info)
+        super().update_label_info(label_id, label_tag, info)
+
+    def _is_upload(self, image_id: str) -> bool:
+        """Says so of what was uploaded, unless a study has taken its place: a link to one, or one of that name."""
+        known = self._datastore.objects.get(image_id)
+        place = Path(self._datastore.image_path()) / f"{image_id}{known.image.ext}" if known else None
+        return bool(known and known.image.info.get(_UPLOADED) and place and not place.is_symlink())
+
+    def _places(self, image_id: str) -> list[Path]:
+        folder = Path(self._datastore.image_path())
+        return [folder / f"{image_id}{pattern.removeprefix('*')}" for pattern in LISTED]
 
     def _require_there(self, image_id: str) -> None:
         if image_id not in self._datastore.objects:
@@ -93,6 +120,17 @@ def _upload(file: str) -> Iterator[None]:
         if Path(file).parent == Path(tempfile.gettempdir()):
             Path(file).unlink(missing_ok=True)
         raise
+
+
+def _require_plain_json(info: object) -> None:
+    """What MONAI Label could not read again from its list would keep it from starting."""
+    try:
+        written = json.dumps(info, allow_nan=False, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
+        written = b""
+    strategy = info.get("strategy", {}) if isinstance(info, dict) else {}
+    if not written or len(written) > _MOST_INFO or not isinstance(info, dict | None) or not isinstance(strategy, dict):
+        raise HTTPException(_UNUSABLE, "expected a JSON object of plain text and numbers as information")
 
 
 def _require_label(tag: str, file: str) -> None:
@@ -153,6 +191,7 @@ class SeriesDatastore(PlainNames, DICOMWebDatastore):  # type: ignore[misc]  # a
         with _upload(label_filename):
             self.require_kept(label_tag)
             _require_label(label_tag, label_filename)
+            _require_plain_json(label_info)
             self.get_image_uri(image_id)
             model = ImageLabelModel(image=DataModel(ext="", info={"name": image_id}))
             self._datastore.objects.setdefault(image_id, model)

@@ -9,6 +9,7 @@ import difflib
 import inspect
 import json
 import re
+import tarfile
 from collections.abc import Iterable
 from typing import Any
 from urllib.parse import unquote
@@ -16,6 +17,7 @@ from urllib.parse import unquote
 from fastapi import BackgroundTasks, HTTPException, Request, Response
 from monailabel.config import settings
 from monailabel.endpoints import infer, model, proxy
+from monailabel.utils.async_tasks import task
 
 _SESSION = re.compile("[0-9a-z-]*")
 _GONE, _UNUSABLE = 404, 422  # HTTP: understood, and cannot be done with this
@@ -68,6 +70,32 @@ def only_read() -> None:
     proxy.proxy_dicom = proxy_dicom
     for router, method in ((proxy.router, "POST"), (model.router, "PUT")):
         router.routes[:] = [route for route in router.routes if method not in route.methods]
+
+
+def run_no_code() -> None:
+    """Lets no caller say where the server's processes find their code: MONAI Label takes `bundle_path` from anybody."""
+    stock = task.run_background_task
+
+    def run_background_task(request: dict[str, Any], *more: Any, **how: Any) -> Any:  # noqa: ANN401
+        return stock({name: value for name, value in request.items() if name != "bundle_path"}, *more, **how)
+
+    task.run_background_task = run_background_task
+
+
+def without_reload(app: Any) -> None:  # noqa: ANN401 - FastAPI's
+    """Removes what lets anybody load all bundles anew, beside those that are loaded."""
+    app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", "") != "/reload"]
+
+
+def no_links(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo | None:
+    """Filters what is unpacked of an archive: `tarfile.data_filter` of some Python versions can be led astray by links.
+
+    Raises:
+        FilterError: the member is a link, or would be elsewhere.
+    """
+    if member.issym() or member.islnk():
+        raise tarfile.LinkOutsideDestinationError(member, path)
+    return tarfile.data_filter(member, path)
 
 
 def require_spelled(names: Iterable[str], known: Iterable[str]) -> None:

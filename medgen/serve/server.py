@@ -135,16 +135,26 @@ def _start(chosen: Sequence[BundleFolder], studies: str, host: str, port: int, f
     for name, value in settings.model_dump(exclude={"MONAI_LABEL_CORS_ORIGINS"}).items():  # for its processes
         if value is not None:
             os.environ[name] = json.dumps(value) if isinstance(value, list | dict) else str(value)
-    from medgen.serve.endpoint import answer_while_computing, only_read  # noqa: PLC0415 - as above
+    from medgen.serve.endpoint import (  # noqa: PLC0415 - as above
+        answer_while_computing,
+        no_links,
+        only_read,
+        run_no_code,
+        without_reload,
+    )
 
     _accept_signed_tokens()
     answer_while_computing()
     only_read()
+    run_no_code()
     # Archives are unpacked into sessions: none may name a place elsewhere. From Python 3.14 on this is so unasked.
-    tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
+    tarfile.TarFile.extraction_filter = staticmethod(no_links)
     os.chdir(folder)  # an image whose ID is the name of a file where the user stands would be taken for that file
+    from monailabel.app import app  # noqa: PLC0415 - takes in the settings and endpoints of above
+
+    without_reload(app)
     try:
-        uvicorn.run("monailabel.app:app", host=host, port=port, log_config=_logging(folder), access_log=False)
+        uvicorn.run(app, host=host, port=port, log_config=_logging(folder), access_log=False)
     finally:
         _clear(folder / "tmp")
 

@@ -41,11 +41,16 @@ def listed_folder(studies: Path, folder: Path, modalities: Iterable[str]) -> Pat
         eyes = find_cases(studies, salt=salt, modality="OPT")
         cases = [*cases, *(case for case in eyes if case.kind == "picture")]
     wanted: dict[str, Case] = {}
+    ours = _known(folder)
+    taken = {
+        path.name for path in folder.iterdir() if path.name not in ours or not (path.is_symlink() or path.is_dir())
+    }
     for case in (case for case in cases if case.files and not case.excluded):
         name = _name(case, "")
-        wanted[name if name not in wanted else _name(case, f"-{_hash(case)}")] = case  # a/b.nii beside a_b.nii
+        free = name not in wanted and name not in taken  # a/b.nii beside a_b.nii; or an upload has the name
+        wanted[name if free else _name(case, f"-{_hash(case)}")] = case
     with writing(folder):
-        for name in _known(folder) - set(wanted):
+        for name in ours - set(wanted) - taken:
             _remove(folder / name)
         for name, case in wanted.items():
             _link(case, folder / name)

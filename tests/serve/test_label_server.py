@@ -260,6 +260,7 @@ def test_no_image_at_all_is_said(server: Server) -> None:
         ("datastore/label", {"image": "head", "tag": "final"}, "head.sh", 422),
         ("datastore/label", {"image": "nobody", "tag": "final"}, "head.nii.gz", 404),
         ("session/", {"uncompress": "true"}, "x.tar", 500),
+        ("session/", {"uncompress": "true"}, "links.tar", 500),
         (f"model/{DOUBLED}", {}, "model.pt", 405),
     ],
 )
@@ -272,7 +273,11 @@ def test_no_upload_goes_elsewhere(
         return {file: file.read_bytes() for file in files if not {logs, uploads} & {*file.parents}}
 
     (tmp_path / name).write_bytes(b"print('no')")
-    if name.endswith(".tar"):
+    if name == "links.tar":
+        (tmp_path / "link").symlink_to(server.folder)
+        with tarfile.open(tmp_path / name, "w") as archive:
+            archive.add(tmp_path / "link", arcname="link")
+    elif name.endswith(".tar"):
         with tarfile.open(tmp_path / name, "w") as archive:
             archive.add(__file__, arcname="../../../elsewhere.py")
     before, field = there(), "label" if path.endswith("label") else "files" if path == "session/" else "file"
@@ -290,6 +295,30 @@ def test_no_upload_goes_elsewhere(
     assert there() == before
 
 
+@pytest.mark.slow
+def test_a_caller_does_not_bring_code(server: Server, tmp_path: Path) -> None:
+    for name in ("usercustomize.py", "argparse.py"):
+        (tmp_path / name).write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()")
+    with (tmp_path / "argparse.py").open("rb") as one, (tmp_path / "usercustomize.py").open("rb") as two:
+        put = requests.put(f"{server.url}/session/", files=[("files", one), ("files", two)], timeout=60).json()
+    asked = {"bundle_path": put["session_info"]["image"]}
+    assert requests.post(f"{server.url}/batch/infer/{DOUBLED}", json=asked, timeout=60).ok
+    assert server.wait_for("batch/infer")["status"] == "DONE"
+    assert not (tmp_path / "ran").exists()
+    assert requests.post(f"{server.url}/reload", timeout=60).status_code in {404, 405}
+
+
+@pytest.mark.parametrize("info", ['{"x": "\\ud800"}', '{"x": NaN}', '{"strategy": 5}'])
+def test_what_could_not_be_read_again_is_not_noted(server: Server, info: str) -> None:
+    told = {"info": (None, info)}
+    answer = requests.put(f"{server.url}/datastore/image/info", params={"image": "head"}, files=told, timeout=60)
+    assert answer.status_code == 422
+    answer = requests.put(
+        f"{server.url}/datastore/label/info", params={"label": "nobody", "tag": "x"}, files=told, timeout=60
+    )
+    assert answer.status_code == 404
+
+
 def test_what_was_uploaded_can_be_replaced_and_removed(server: Server) -> None:
     studies = Path(server.studies)
     for seed in (3, 4):
@@ -298,7 +327,14 @@ def test_what_was_uploaded_can_be_replaced_and_removed(server: Server) -> None:
             put = requests.put(f"{server.url}/datastore/", params={"image": "new"}, files={"file": file}, timeout=60)
         assert put.ok
         assert (studies / "new.nii.gz").read_bytes() == (server.folder.parent / "new.nii.gz").read_bytes()
+        with (server.folder.parent / "new.nii.gz").open("rb") as file:
+            requests.put(f"{server.url}/datastore/label", params={"image": "new"}, files={"label": file}, timeout=60)
     assert server.infer(DOUBLED, "new").ok
+    save(server.folder.parent / "new.nii.gz", 5)
+    with (server.folder.parent / "new.nii.gz").open("rb") as file:
+        assert requests.put(f"{server.url}/datastore/", params={"image": "new"}, files={"file": file}, timeout=60).ok
+    pairs = requests.get(f"{server.url}/datastore/", params={"output": "train"}, timeout=60).json()
+    assert not [pair for pair in pairs if "new" in pair["image"]]  # the label was another image's
     assert requests.delete(f"{server.url}/datastore/", params={"id": "new"}, timeout=60).ok
     assert not (studies / "new.nii.gz").exists()
 

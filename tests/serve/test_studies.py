@@ -82,3 +82,15 @@ def test_a_folder_that_monai_label_can_list_is_listed_itself(tree: Path, tmp_pat
     nifti(tree / "here.nii.gz")
     assert listed_folder(tree, tmp_path / "flat", ["MR"]) == tree
     assert not (tmp_path / "flat").exists()
+
+
+def test_a_study_does_not_take_the_place_of_an_upload(tmp_path: Path) -> None:
+    source, listed = tmp_path / "in", tmp_path / "out"
+    nifti(source / "a" / "b.nii")
+    listed_folder(source, listed, ["MR"])
+    (listed / "a_c.nii").write_bytes(b"an upload")
+    nifti(source / "a" / "c.nii")
+    for _ in range(2):  # starts of the server
+        listed_folder(source, listed, ["MR"])
+        assert (listed / "a_c.nii").read_bytes() == b"an upload"
+        assert sum(path.is_symlink() for path in listed.glob("a_*.nii")) == 2
